@@ -1,0 +1,113 @@
+"""The ``data`` commands; the command line adds the parser and passes values from the configuration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refractor_megatron.distinction.roles import ROLES, MaskBit
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from refractor_megatron.tokenizer import Tokenizer
+
+_HEADS = 3
+_HEAD_TOKENS = 48
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds ``data build`` and ``data inspect``; the parsed namespace has ``run``, the function to call with it.
+
+    Options of ``build`` that the configuration holds (name, sizes, seed) are not repeated here: the caller sets
+    ``args.name``, ``args.vocab_size``, ``args.max_mb``, ``args.heldout_fraction`` and ``args.seed``.
+    """
+    data = subparsers.add_parser("data", help="build a dataset from text, or look into one")
+    commands = data.add_subparsers(dest="data_command", required=True)
+    build = commands.add_parser("build", help="documents to tokens with receipts")
+    build.add_argument("--corpus", type=Path, default=None, help="folder or file; default: Debian documentation")
+    build.add_argument("--out", type=Path, default=Path("data"), help="folder that gets <name>-<digest>/")
+    build.add_argument("--cache", type=Path, default=Path("data/cache"), help="downloads and content hashes")
+    build.add_argument("overrides", nargs="*", help="configuration overrides, e.g. data.max_mb=8")
+    build.set_defaults(run=build_command)
+    inspect = commands.add_parser("inspect", help="counts, roles and three decoded samples of a dataset folder")
+    inspect.add_argument("folder", type=Path)
+    inspect.set_defaults(run=inspect_command)
+
+
+def build_command(args: argparse.Namespace) -> int:
+    """Builds, or finds, the dataset; the last line printed is its folder. Returns the exit code."""
+    from data_pipeline.build import build
+
+    built = build(
+        args.corpus,
+        args.out,
+        name=args.name,
+        vocab_size=args.vocab_size,
+        max_mb=args.max_mb,
+        heldout_fraction=args.heldout_fraction,
+        seed=args.seed,
+        cache=args.cache,
+    )
+    print(built.folder)
+    return 0
+
+
+def inspect_command(args: argparse.Namespace) -> int:
+    """Verifies every file's sha256, then prints counts, sources, tokens by role and three sample heads."""
+    from data_pipeline import manifest as manifests
+    from data_pipeline.build import sources_table
+    from refractor_megatron.tokenizer import Tokenizer
+
+    manifest = manifests.load(args.folder)
+    manifests.verify(args.folder, manifest)
+    tokenizer = Tokenizer.load(args.folder / "tokenizer.json")
+    print(f"{args.folder}: intact, content sha256 {manifest['content_sha256'][:16]}, vocabulary {tokenizer.vocab_size}")
+    for line in sources_table(json.loads((args.folder / "sources.json").read_bytes())):
+        print(line)
+    for split, counts in manifest["splits"].items():
+        ratio = counts["bytes"] / counts["tokens"]
+        print(f"{split}: {counts['documents']} documents, {counts['tokens']} tokens, {ratio:.2f} bytes/token")
+        print(f"  tokens by role: {_by_role(args.folder / split)}")
+    print("counts: " + ", ".join(f"{key} {value}" for key, value in manifest["counts"].items()))
+    _print_heads(args.folder, manifest["splits"]["train"]["tokens"], tokenizer)
+    return 0
+
+
+def _by_role(prefix: Path) -> str:
+    import numpy as np
+
+    from data_pipeline.pack.records import read_records
+
+    spans = read_records(prefix).spans
+    tokens = np.bincount(spans[:, 2], weights=spans[:, 0], minlength=len(ROLES)).astype(np.int64)
+    return ", ".join(f"{role} {count}" for role, count in zip(ROLES, tokens, strict=True) if count)
+
+
+def _print_heads(folder: Path, tokens: int, tokenizer: Tokenizer) -> None:
+    from data_pipeline.stream import SampleStream
+
+    stream = SampleStream(folder, min(_HEAD_TOKENS, tokens - 1), seed=0)
+    for index in range(min(_HEADS, stream.samples_per_epoch)):
+        sample = stream.sample(index)
+        text = tokenizer.decode(sample.tokens.tolist(), show_specials=True).decode(errors="replace")
+        print(f"sample {index}: {text!r}")
+        for line in _runs(sample.records):
+            print(f"  {line}")
+
+
+def _runs(records: npt.NDArray[np.int32]) -> list[str]:
+    """One line for each run of equal records."""
+    import numpy as np
+
+    starts = np.flatnonzero(np.any(np.diff(records, axis=0, prepend=-1) != 0, axis=1))
+    ends = [*starts[1:].tolist(), len(records)]
+    lines = []
+    for start, end in zip(starts.tolist(), ends, strict=True):
+        document, segment, role, bits = records[start].tolist()
+        names = "|".join(str(bit.name) for bit in MaskBit if bits & bit) or "-"
+        lines.append(f"tokens {start}..{end - 1}: document {document}, segment {segment}, {ROLES[role]}, bits {names}")
+    return lines

@@ -1,0 +1,1 @@
+"""Token and record files: Megatron ``.bin``/``.idx`` and the parallel ``.rec``."""

@@ -1,0 +1,186 @@
+"""A user's corpus: a folder or files of text, JSON lines or Parquet."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from data_pipeline.documents import PART_BYTES, Document, cut_position, plain
+from data_pipeline.sources.base import Source, Tally
+from data_pipeline.sources.fingerprint import Fingerprints
+from data_pipeline.sources.messages import conversation
+from refractor_megatron.errors import DataError
+
+TEXT_SUFFIXES = (".txt", ".md", ".rst")
+JSON_SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz")
+SUFFIXES = (*TEXT_SUFFIXES, *JSON_SUFFIXES, ".parquet")
+_PARQUET_ROWS = 1024
+
+
+def file_sources(corpus: Path, fingerprints: Fingerprints) -> list[Source]:
+    """One source per first-level entry group of ``corpus``: each sub-folder, and the loose files together.
+
+    Raises ``DataError`` if ``corpus`` is missing or holds no file of a known kind. The licence of a user's text is the
+    user's business and recorded as "not stated".
+    """
+    groups = _groups(corpus)
+    if not groups:
+        raise DataError(f"{corpus} holds no {', '.join(SUFFIXES)} file; point --corpus at text of one of these kinds.")
+    return [_source(name, files, corpus, fingerprints) for name, files in sorted(groups.items())]
+
+
+def _groups(corpus: Path) -> dict[str, list[Path]]:
+    if not corpus.exists():
+        raise DataError(f"The corpus {corpus} does not exist; give --corpus an existing folder or file.")
+    if corpus.is_file():
+        if not corpus.name.endswith(SUFFIXES):
+            raise DataError(f"{corpus} is none of {', '.join(SUFFIXES)}; convert it or choose another file.")
+        return {corpus.name: [corpus]}
+    groups: dict[str, list[Path]] = {}
+    for folder, subfolders, names in os.walk(corpus, onerror=_unreadable):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            if name.endswith(SUFFIXES) and not name.startswith("."):
+                path = Path(folder, name)
+                top = path.relative_to(corpus).parts
+                groups.setdefault(top[0] if len(top) > 1 else corpus.resolve().name, []).append(path)
+    return groups
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"Cannot read {error.filename} ({error.strerror}); mend its permissions or move it out.") from error
+
+
+def _source(name: str, files: list[Path], corpus: Path, fingerprints: Fingerprints) -> Source:
+    root = corpus if corpus.is_dir() else corpus.parent
+    identity = {path.relative_to(root).as_posix(): fingerprints.sha256(path) for path in files}
+
+    def read(tally: Tally) -> Iterator[Document]:
+        for path in files:
+            yield from read_file(path, tally)
+
+    return Source(name, "", "not stated", "", identity, read)
+
+
+def read_file(path: Path, tally: Tally) -> Iterator[Document]:
+    """Documents of one file in order. Raises ``DataError`` naming the file, and the line or row at fault."""
+    try:
+        if path.suffix == ".parquet":
+            yield from _read_parquet(path, tally)
+        elif path.name.endswith(JSON_SUFFIXES):
+            yield from _read_jsonl(path, tally)
+        else:
+            with path.open("rb") as stream:
+                yield from read_text(stream, tally)
+    except OSError as error:
+        raise DataError(f"Cannot read {path} ({error.strerror or error}); mend it or move it out.") from error
+
+
+def read_text(stream: IO[bytes], tally: Tally, limit: int = PART_BYTES) -> Iterator[Document]:
+    """One document, or several of at most ``limit`` bytes; memory stays bounded however long the file."""
+    data = stream.read(limit + 1)
+    while len(data) > limit:
+        cut = cut_position(data, limit)
+        tally.counts["cut"] += 1
+        tally.text(data[:cut])
+        yield plain(data[:cut])
+        data = data[cut:] + stream.read(limit + 1 - (len(data) - cut))
+    tally.text(data)
+    yield plain(data)
+
+
+def _open_lines(path: Path, raw: IO[bytes]) -> IO[bytes]:
+    if path.suffix == ".gz":
+        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        import zstandard
+
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+    return raw
+
+
+def _read_jsonl(path: Path, tally: Tally) -> Iterator[Document]:
+    number = 0
+    with path.open("rb") as raw:
+        try:
+            for number, line in enumerate(_open_lines(path, raw), start=1):
+                if line.strip():
+                    where = f"{path}:{number}"
+                    yield from _entry(_parse(line, where), where, tally)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{path}:{number + 1}: damaged compression ({error}); fetch the file again.") from error
+        except _zstd_errors() as error:
+            raise DataError(f"{path}:{number + 1}: damaged compression ({error}); fetch the file again.") from error
+
+
+def _zstd_errors() -> type[Exception]:
+    import zstandard
+
+    return zstandard.ZstdError
+
+
+def _parse(line: bytes, where: str) -> Any:
+    import orjson
+
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        try:
+            return json.loads(line)  # accepts lone surrogates, which orjson refuses
+        except ValueError as error:
+            raise DataError(f"{where}: not valid JSON ({error}); correct or remove the line.") from error
+
+
+def _entry(entry: Any, where: str, tally: Tally) -> Iterator[Document]:
+    """The documents of one JSON object or Parquet row."""
+    fields = [key for key in ("text", "messages") if isinstance(entry, dict) and entry.get(key) is not None]
+    if len(fields) != 1:
+        raise DataError(f"{where}: an entry needs either a text or a messages field; correct or remove it.")
+    if fields == ["messages"]:
+        document = conversation(entry["messages"], where, tally)
+        tally.text(b"".join(part.data for part in document.parts))
+        yield document
+        return
+    text = entry["text"]
+    if isinstance(text, str):
+        text = text.encode(errors="surrogatepass")
+    if not isinstance(text, bytes):
+        raise DataError(f"{where}: text must be a string, not {type(text).__name__}; correct or remove the entry.")
+    yield from read_text(io.BytesIO(text), tally)
+
+
+def _read_parquet(path: Path, tally: Tally) -> Iterator[Document]:
+    import pyarrow
+    from pyarrow import parquet
+
+    row = 0
+    try:
+        with parquet.ParquetFile(path) as table:
+            columns = [name for name in ("text", "messages") if name in table.schema_arrow.names]
+            if not columns:
+                raise DataError(f"{path}: no column named text or messages; rename the column that holds the text.")
+            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
+                for values in zip(*(_column(batch.column(name)) for name in columns), strict=True):
+                    row += 1
+                    yield from _entry(dict(zip(columns, values, strict=True)), f"{path}: row {row}", tally)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: unreadable Parquet after row {row} ({reason}); write the file again.") from error
+
+
+def _column(column: Any) -> list[Any]:
+    """Python values of a column; strings as bytes, so that invalid UTF-8 survives."""
+    import pyarrow
+
+    if pyarrow.types.is_string(column.type):
+        column = column.cast(pyarrow.binary())
+    elif pyarrow.types.is_large_string(column.type):
+        column = column.cast(pyarrow.large_binary())
+    values: list[Any] = column.to_pylist()
+    return values

@@ -1,0 +1,53 @@
+"""``refractor``: the command line. Each command is imported when it runs, so that ``--help`` is immediate."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .errors import RefractorError
+
+#: command -> (module with ``add_parser``, one line of help)
+COMMANDS = {
+    "doctor": ("refractor_megatron.compat.doctor", "what is installed, what is missing, what that disables"),
+    "config": ("refractor_megatron.config.command", "show, explain and compare configurations"),
+    "data": ("data_pipeline.command", "build a dataset and look into it"),
+    "pretrain": ("refractor_megatron.training.pretrain", "build data, train, evaluate, report"),
+    "eval": ("refractor_megatron.evaluation.command", "evaluate a run on held-out documents"),
+    "report": ("refractor_megatron.evaluation.command", "write a run's HTML report"),
+    "parity": ("refractor_megatron.training.parity", "compare a grid with one rank, parameter by parameter"),
+    "ckpt": ("refractor_megatron.checkpoint.command", "list and verify checkpoints"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``refractor``; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="refractor",
+        description="Train long-context, retrieval-aware mixture-of-experts decoders with compiled information flow.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    chosen = next((a for a in arguments if not a.startswith("-")), None)
+    try:
+        if chosen in COMMANDS:
+            importlib.import_module(COMMANDS[chosen][0]).add_parser(subparsers)
+        else:
+            for name, (_, text) in COMMANDS.items():
+                subparsers.add_parser(name, help=text)
+        args = parser.parse_args(arguments)
+        code: int = args.run(args)
+        return code
+    except RefractorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Roles, mask rules and their lowerings to attention."""

@@ -1,0 +1,223 @@
+"""The mask compiler's intermediate form: per query row, a union of key intervals (never an L x L array).
+
+A *run* is a stretch of tokens with equal document, segment and type class. Legality between runs is one table look-up,
+so the legal keys of a run are a short list of merged intervals; a row clips them by causality and by its window:
+
+    keys(q) = { runs legal for q } ∩ [q-w+1, q]   ∪   { non-causal runs of q } ∩ [q+1, q+w-1]   ∪   { q }
+
+A summary of block [first, last] is visible to q iff last < q, first < q-w+1 (not wholly inside the window), and every
+token of the block is legal for q when the window is ignored: a staircase over the same intervals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refractor_megatron.distinction.rules import BoolTable, CompiledRules, token_types
+
+IntArray = npt.NDArray[np.int64]
+Records = npt.NDArray[np.integer[Any]]
+
+#: Upper bound of the temporary run x run table; longer run lists are processed in slices of queries.
+_SLICE = 1 << 22
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Disjoint, ascending intervals [lo, hi) of many rows, sorted by (row, lo): three int64 [n] arrays."""
+
+    row: IntArray
+    lo: IntArray
+    hi: IntArray
+
+    def of(self, row: int) -> IntArray:
+        """Intervals of one row: int64 [n, 2]."""
+        first, last = np.searchsorted(self.row, (row, row + 1))
+        return np.stack([self.lo[first:last], self.hi[first:last]], axis=1)
+
+    def between(self, first_row: int, last_row: int) -> Rows:
+        """The rows [first_row, last_row), renumbered from 0."""
+        a, b = np.searchsorted(self.row, (first_row, last_row))
+        return Rows(self.row[a:b] - first_row, self.lo[a:b], self.hi[a:b])
+
+    def keep_started(self, row_hi: IntArray) -> Rows:
+        """Drops intervals that start where their row has already ended."""
+        keep = self.lo < row_hi[self.row]
+        return Rows(self.row[keep], self.lo[keep], self.hi[keep])
+
+    def count(self) -> int:
+        """Number of edges."""
+        return int((self.hi - self.lo).sum())
+
+    def per_row(self, rows: int) -> IntArray:
+        """Number of edges of each of ``rows`` rows."""
+        return np.bincount(self.row, weights=self.hi - self.lo, minlength=rows).astype(np.int64)
+
+    def scaled(self, factor: int) -> Rows:
+        """Every key stands for ``factor`` consecutive keys."""
+        return self if factor == 1 else Rows(self.row, self.lo * factor, self.hi * factor)
+
+    def dense(self, rows: int, first_key: int, last_key: int) -> BoolTable:
+        """bool [rows, last_key - first_key]: the edges into keys [first_key, last_key)."""
+        lo = np.clip(self.lo, first_key, last_key) - first_key
+        hi = np.clip(self.hi, first_key, last_key) - first_key
+        keep = hi > lo
+        steps = np.zeros((rows, last_key - first_key + 1), dtype=np.int8)
+        steps[self.row[keep], lo[keep]] = 1
+        steps[self.row[keep], hi[keep]] = -1
+        # Intervals of a row are disjoint and not adjacent: the two assignments never meet.
+        return np.cumsum(steps[:, :-1], axis=1, dtype=np.int8).view(np.bool_)
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Legal keys of every query row of one sample, by runs.
+
+    length: L; window: tokens a row may look back, itself included (None = all).
+    run_lo, run_hi: int64 [R] bounds of the query runs; run_self: bool [R], the run's tokens may read each other.
+    past, future: per run (``row`` = run index) the merged runs legal before and after a query.
+    """
+
+    length: int
+    window: int | None
+    run_lo: IntArray
+    run_hi: IntArray
+    padding: BoolTable
+    run_self: BoolTable
+    past: Rows
+    future: Rows
+
+    @property
+    def reach(self) -> int:
+        """Window in tokens, L when there is none."""
+        return self.length if self.window is None else min(self.window, self.length)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Legal keys of each query row: merged, disjoint, window and causality applied."""
+        q, lo, hi = _expand(self.past, self.run_lo, self.run_hi)
+        parts = [(q, np.maximum(lo, q - self.reach + 1), np.minimum(hi, q + 1))]
+        if len(self.future.row):
+            q, lo, hi = _expand(self.future, self.run_lo, self.run_hi)
+            parts.append((q, np.maximum(lo, q + 1), np.minimum(hi, q + self.reach)))
+        alone = np.flatnonzero(~self.run_self & ~self.padding)
+        if len(alone):
+            q = _ranges(self.run_lo[alone], self.run_hi[alone])
+            parts.append((q, q, q + 1))
+        row, lo, hi = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        keep = hi > lo
+        return _merge(row[keep], lo[keep], hi[keep])
+
+    def summary_rows(self, block_size: int) -> Rows:
+        """Visible summary blocks of each query row, in units of blocks of ``block_size`` tokens."""
+        q, lo, hi = _expand(self.past, self.run_lo, self.run_hi)
+        first = -(-lo // block_size)
+        complete = q // block_size
+        outside = (q - self.reach) // block_size + 1
+        last = np.minimum(np.minimum(hi // block_size, complete), outside)
+        keep = np.flatnonzero(last > first)
+        # Runs come with their intervals in turn; a stable sort brings the intervals of one row together, in order.
+        keep = keep[np.argsort(q[keep], kind="stable")]
+        return Rows(q[keep], first[keep], last[keep])
+
+
+def compile_intervals(records: Records, rules: CompiledRules, window: int | None) -> Intervals:
+    """Compiles the records [L, 4] of one sample. Cost and memory follow runs and intervals, not L squared."""
+    assert records.ndim == 2 and records.shape[1] == 4, records.shape
+    assert window is None or window >= 1, window
+    length = len(records)
+    keys = run_keys(records, rules)
+    run_lo = keys[:, 0]
+    run_hi = np.append(run_lo[1:], length)
+    kind = token_types(records[run_lo])
+    past, future, run_self = _legal_runs(run_lo, run_hi, keys[:, 1], keys[:, 2], kind, rules)
+    return Intervals(length, window, run_lo, run_hi, keys[:, 1] < 0, run_self, past, future)
+
+
+def run_keys(records: Records, rules: CompiledRules) -> IntArray:
+    """int64 [R, 4] = (first token, document, segment, type class) of each run; equal keys mean equal masks."""
+    role = records[:, 2]
+    assert role.min() >= 0 and role.max() < len(rules.roles), f"roles {role.min()}..{role.max()} of {len(rules.roles)}"
+    fields = np.empty((len(records), 3), dtype=np.int64)
+    fields[:, :2] = records[:, :2]
+    fields[:, 2] = rules.type_class[token_types(records)]
+    change = np.empty(len(records), dtype=np.bool_)
+    change[:1] = True
+    np.any(fields[1:] != fields[:-1], axis=1, out=change[1:])
+    starts = np.flatnonzero(change)
+    return np.concatenate([starts[:, None], fields[starts]], axis=1)
+
+
+def _legal_runs(
+    run_lo: IntArray,
+    run_hi: IntArray,
+    document: IntArray,
+    segment: IntArray,
+    kind: npt.NDArray[np.int32],
+    rules: CompiledRules,
+) -> tuple[Rows, Rows, BoolTable]:
+    """-> (past, future, run reads itself). Slices of query runs keep the temporary table small."""
+    runs = len(run_lo)
+    shared = rules.shared[kind]
+    past, future = [], []
+    run_self = np.empty(runs, dtype=np.bool_)
+    step = max(1, _SLICE // max(1, runs))
+    for at in range(0, runs, step):
+        q = slice(at, at + step)
+        same_segment = segment[q, None] == segment
+        document_ok = (document[q, None] == document) & (document >= 0)
+        table = rules.table[kind[q, None], kind]
+        legal = document_ok & table & (same_segment | shared)
+        run_self[q] = legal[np.arange(legal.shape[0]), np.arange(at, at + legal.shape[0])]
+        past.append(_merged_runs(legal, at, run_lo, run_hi).keep_started(run_hi))
+        if not rules.causal:
+            later = document_ok & table & same_segment & rules.noncausal[kind[q, None], kind]
+            future.append(_merged_runs(later, at, run_lo, run_hi))
+    return _concatenate(past), _concatenate(future), run_self
+
+
+def _merged_runs(legal: BoolTable, first_row: int, run_lo: IntArray, run_hi: IntArray) -> Rows:
+    """Neighbouring legal runs of each row become one interval."""
+    padded = np.zeros((legal.shape[0], legal.shape[1] + 2), dtype=np.int8)
+    padded[:, 1:-1] = legal
+    step = np.diff(padded, axis=1)
+    row, start = np.nonzero(step == 1)
+    _, stop = np.nonzero(step == -1)
+    return Rows(row + first_row, run_lo[start], run_hi[stop - 1])
+
+
+def _concatenate(parts: list[Rows]) -> Rows:
+    if not parts:
+        empty = np.zeros(0, dtype=np.int64)
+        return Rows(empty, empty, empty)
+    return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("row", "lo", "hi")))
+
+
+def _ranges(lo: IntArray, hi: IntArray) -> IntArray:
+    """Concatenation of arange(lo_i, hi_i)."""
+    size = hi - lo
+    offset: IntArray = np.repeat(lo - np.append(0, np.cumsum(size)[:-1]), size)
+    offset += np.arange(len(offset))
+    return offset
+
+
+def _expand(runs: Rows, run_lo: IntArray, run_hi: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """One (query, lo, hi) for each query of each (run, interval) pair whose interval starts before the run ends."""
+    first, last = run_lo[runs.row], run_hi[runs.row]
+    size = last - first
+    return _ranges(first, last), np.repeat(runs.lo, size), np.repeat(runs.hi, size)
+
+
+def _merge(row: IntArray, lo: IntArray, hi: IntArray) -> Rows:
+    """Sorts by (row, lo) and joins adjacent intervals; the inputs are disjoint within a row."""
+    order = np.lexsort((lo, row))
+    row, lo, hi = row[order], lo[order], hi[order]
+    joins = (row[1:] == row[:-1]) & (lo[1:] == hi[:-1])
+    start = np.append(True, ~joins)[: len(row)]
+    stop = np.append(~joins, True)[: len(row)]
+    return Rows(row[start], lo[start], hi[stop])

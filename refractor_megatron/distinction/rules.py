@@ -1,0 +1,281 @@
+"""Mask rules: YAML list -> boolean tables over token types (spec section 3, mask algebra of definitions 6.4).
+
+A token's *type* is its role and its three scope bits (TOOL_SCOPE, SAFETY_SCOPE, RET_SCOPE): ``role * 8 + scope``.
+Rules compile to ``table[type_q, type_k]``; an edge q <- k within a sample is legal iff
+
+* both tokens are in the same document (``document >= 0``; a negative document marks padding, which has no edges);
+* CAUSAL: ``k <= q``, relaxed where a ``causal: false`` rule matches both tokens and they share a segment;
+* SEGMENT: both are in the same segment, or the key's role is shared (``system``);
+* ``table[type_q, type_k]``: the key's role is in ``allow_read_from`` of every rule that matches q, and the query's
+  role is in ``allow_write_to`` of every rule that matches k. A missing list restricts nothing.
+
+A token always reads itself. A rule whose ``when`` names bits describes a *scope*: its lists govern the edges that
+cross the scope's boundary, and edges between two tokens that both carry all of its bits are inside the scope and free
+of that rule. So ``{when: {bits: [SAFETY_SCOPE]}, allow_write_to: []}`` means "only tokens of the scope may read it".
+Bits without a rule restrict nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refractor_megatron.distinction.roles import ROLES, SCOPE_BITS, MaskBit
+from refractor_megatron.errors import ConfigError
+
+BoolTable = npt.NDArray[np.bool_]
+
+#: Roles that every segment of their document may read.
+SHARED_ROLES: tuple[str, ...] = ("system",)
+#: Scope buckets per role: every subset of ``SCOPE_BITS``.
+SCOPES = 1 << len(SCOPE_BITS)
+
+_FIELDS = ("name", "when", "allow_read_from", "allow_write_to", "causal")
+_WHEN_FIELDS = ("role", "bits")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One validated rule; ``None`` in a list means "no restriction"."""
+
+    name: str
+    role: str | None
+    bits: tuple[str, ...]
+    allow_read_from: tuple[str, ...] | None
+    allow_write_to: tuple[str, ...] | None
+    causal: bool
+
+    def canonical(self) -> dict[str, Any]:
+        """The rule as plain data; what the digest of a rule set is computed from."""
+        return {
+            "name": self.name,
+            "when": {"role": self.role, "bits": list(self.bits)},
+            "allow_read_from": None if self.allow_read_from is None else list(self.allow_read_from),
+            "allow_write_to": None if self.allow_write_to is None else list(self.allow_write_to),
+            "causal": self.causal,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledRules:
+    """A rule set as tables over T = len(roles) * 8 token types. Compare and hash by ``digest``.
+
+    table: bool [T, T], ``table[type_q, type_k]``: the rules allow q to read k.
+    noncausal: bool [T, T], symmetric: q may also read k after it, within one segment.
+    safety_forbidden: bool [T, T]: pairs that a rule naming SAFETY_SCOPE forbids.
+    shared: bool [T]: the type's role is readable from other segments.
+    digest: sha256 of the canonical rules, stored in checkpoints.
+    """
+
+    rules: tuple[Rule, ...]
+    roles: tuple[str, ...]
+    shared_roles: tuple[str, ...]
+    table: BoolTable
+    noncausal: BoolTable
+    safety_forbidden: BoolTable
+    shared: BoolTable
+    #: int32 [T]: types that no table tells apart share a class; runs of one class are one run of keys.
+    type_class: npt.NDArray[np.int32]
+    digest: str
+
+    def __eq__(self, other: object) -> bool:
+        """Equal rule sets have equal digests."""
+        return isinstance(other, CompiledRules) and other.digest == self.digest
+
+    def __hash__(self) -> int:
+        """Hash of the digest."""
+        return hash(self.digest)
+
+    @property
+    def types(self) -> int:
+        """Number of token types T."""
+        return len(self.roles) * SCOPES
+
+    @property
+    def causal(self) -> bool:
+        """False when some rule relaxes causality; a training configuration refuses such a set."""
+        return not self.noncausal.any()
+
+    def noncausal_rules(self) -> tuple[str, ...]:
+        """Names of the rules with ``causal: false``."""
+        return tuple(rule.name for rule in self.rules if not rule.causal)
+
+
+def type_name(index: int, roles: Sequence[str]) -> str:
+    """Readable name of a token type, e.g. ``tool+SAFETY_SCOPE``."""
+    role, scope = divmod(index, SCOPES)
+    bits = [str(bit.name) for i, bit in enumerate(SCOPE_BITS) if scope >> i & 1]
+    return "+".join([roles[role], *bits])
+
+
+def scope_of(mask_bits: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int32]:
+    """Scope index 0..7 of each ``mask_bits`` value; CAUSAL and SEGMENT bits are not scopes."""
+    bits = mask_bits.astype(np.int32)
+    out = np.zeros_like(bits)
+    for i, bit in enumerate(SCOPE_BITS):
+        out |= ((bits & int(bit)) != 0).astype(np.int32) << i
+    return out
+
+
+def token_types(records: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int32]:
+    """Token types int32 [..., L] of records [..., L, 4] = (document, segment, role, mask_bits)."""
+    return (records[..., 2].astype(np.int32) * SCOPES + scope_of(records[..., 3])).astype(np.int32)
+
+
+def compile_rules(
+    rules: Sequence[Mapping[str, Any]],
+    roles: Sequence[str] = ROLES,
+    shared_roles: Sequence[str] = SHARED_ROLES,
+) -> CompiledRules:
+    """Validates and compiles a rule list (the value of ``safety.masks``).
+
+    The result does not depend on the order of the list. Errors: ``ConfigError`` naming the rule and the field.
+    Leaks through several layers are refused by ``closure.check_closure``, which the configuration calls too.
+    """
+    if isinstance(rules, str | bytes | Mapping) or not isinstance(rules, Sequence):
+        raise ConfigError(f"safety.masks must be a list of rules, not {type(rules).__name__}.")
+    role_names = tuple(roles)
+    for role in shared_roles:
+        if role not in role_names:
+            raise ConfigError(f"shared role {role!r} is not among the roles {', '.join(role_names)}.")
+    parsed = sorted((_parse(i, rule, role_names) for i, rule in enumerate(rules)), key=lambda rule: rule.name)
+    for first, second in zip(parsed, parsed[1:], strict=False):
+        if first.name == second.name:
+            raise ConfigError(f"safety.masks has two rules named {first.name!r}; give each rule its own name.")
+    return _tables(tuple(parsed), role_names, tuple(sorted(set(shared_roles))))
+
+
+def _parse(index: int, raw: object, roles: tuple[str, ...]) -> Rule:
+    where = f"safety.masks[{index}]"
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where} must be a mapping with the fields {', '.join(_FIELDS)}, not {raw!r}.")
+    name = raw.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"{where} field name must be a non-empty string, not {name!r}.")
+    where = f"safety.masks rule {name!r}"
+    _known_fields(where, raw, _FIELDS)
+    role, bits = _parse_when(where, raw.get("when"), roles)
+    causal = raw.get("causal", True)
+    if not isinstance(causal, bool):
+        raise ConfigError(f"{where} field causal must be true or false, not {causal!r}.")
+    return Rule(
+        name=name,
+        role=role,
+        bits=bits,
+        allow_read_from=_role_list(where, "allow_read_from", raw.get("allow_read_from"), roles),
+        allow_write_to=_role_list(where, "allow_write_to", raw.get("allow_write_to"), roles),
+        causal=causal,
+    )
+
+
+def _parse_when(where: str, when: object, roles: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    if not isinstance(when, Mapping) or not when:
+        raise ConfigError(f"{where} field when must name a role, bits or both, e.g. {{role: tool}}, not {when!r}.")
+    _known_fields(f"{where} field when", when, _WHEN_FIELDS)
+    role = when.get("role")
+    if role is not None:
+        _known_name(where, "when.role", role, roles, "role")
+    bits = when.get("bits")
+    if bits is None:
+        bits = ()
+    elif isinstance(bits, str) or not isinstance(bits, Sequence) or not bits:
+        raise ConfigError(f"{where} field when.bits must be a non-empty list of scope bits, not {bits!r}.")
+    names = tuple(str(bit.name) for bit in SCOPE_BITS)
+    for bit in bits:
+        if bit in (MaskBit.CAUSAL.name, MaskBit.SEGMENT.name):
+            raise ConfigError(
+                f"{where} field when.bits names {bit}, which acts on positions and segments and cannot "
+                f"select tokens; use {', '.join(names)}."
+            )
+        _known_name(where, "when.bits", bit, names, "scope bit")
+    if role is None and not bits:
+        raise ConfigError(f"{where} field when must name a role, bits or both.")
+    return role, tuple(sorted(set(bits)))
+
+
+def _role_list(where: str, field: str, value: object, roles: tuple[str, ...]) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(f"{where} field {field} must be a list of roles, not {value!r}.")
+    for role in value:
+        _known_name(where, field, role, roles, "role")
+    return tuple(role for role in roles if role in value)
+
+
+def _known_fields(where: str, raw: Mapping[Any, Any], known: tuple[str, ...]) -> None:
+    for field in raw:
+        if field not in known:
+            raise ConfigError(f"{where} has an unknown field {field!r}{_nearest(field, known)}.")
+
+
+def _known_name(where: str, field: str, value: object, known: tuple[str, ...], kind: str) -> None:
+    if value not in known:
+        hint = _nearest(value, known)
+        raise ConfigError(f"{where} field {field} names an unknown {kind} {value!r}{hint}.")
+
+
+def _nearest(value: object, known: tuple[str, ...]) -> str:
+    close = get_close_matches(str(value), known, n=1)
+    return f"; did you mean {close[0]!r}" if close else f"; known are {', '.join(known)}"
+
+
+def _tables(rules: tuple[Rule, ...], roles: tuple[str, ...], shared_roles: tuple[str, ...]) -> CompiledRules:
+    types = len(roles) * SCOPES
+    role_of = np.arange(types) // SCOPES
+    scope = np.arange(types) % SCOPES
+    table = np.ones((types, types), dtype=np.bool_)
+    noncausal = np.zeros_like(table)
+    safety_forbidden = np.zeros_like(table)
+    for rule in rules:
+        allowed, both = _rule_table(rule, roles, role_of, scope)
+        table &= allowed
+        if MaskBit.SAFETY_SCOPE.name in rule.bits:
+            safety_forbidden |= ~allowed
+        if not rule.causal:
+            noncausal |= both
+    shared = np.isin(role_of, [roles.index(role) for role in shared_roles])
+    canonical = {
+        "version": 1,
+        "roles": list(roles),
+        "shared_roles": list(shared_roles),
+        "rules": [rule.canonical() for rule in rules],
+    }
+    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    arrays = (table, noncausal, safety_forbidden, shared, _type_classes(table, noncausal, shared))
+    for array in arrays:
+        array.setflags(write=False)
+    return CompiledRules(rules, roles, shared_roles, *arrays, digest=hashlib.sha256(text.encode()).hexdigest())
+
+
+def _rule_table(
+    rule: Rule, roles: tuple[str, ...], role_of: npt.NDArray[Any], scope: npt.NDArray[Any]
+) -> tuple[BoolTable, BoolTable]:
+    """-> (pairs the rule allows, pairs of which it matches both ends), each [T, T] as [query, key]."""
+    mask = sum(1 << i for i, bit in enumerate(SCOPE_BITS) if bit.name in rule.bits)
+    in_scope = (scope & mask) == mask
+    match = in_scope if rule.role is None else in_scope & (role_of == roles.index(rule.role))
+    forbidden = np.zeros((len(role_of), len(role_of)), dtype=np.bool_)
+    if rule.allow_read_from is not None:
+        readable = np.isin(role_of, [roles.index(role) for role in rule.allow_read_from])
+        forbidden |= match[:, None] & ~readable[None, :]
+    if rule.allow_write_to is not None:
+        writable = np.isin(role_of, [roles.index(role) for role in rule.allow_write_to])
+        forbidden |= ~writable[:, None] & match[None, :]
+    if rule.bits:
+        forbidden &= ~(in_scope[:, None] & in_scope[None, :])
+    return ~forbidden, match[:, None] & match[None, :]
+
+
+def _type_classes(table: BoolTable, noncausal: BoolTable, shared: BoolTable) -> npt.NDArray[np.int32]:
+    """Groups types with equal rows and columns in every table, so that plain text of mixed roles stays one run."""
+    rows = np.concatenate([table, table.T, noncausal, noncausal.T, shared[:, None]], axis=1)
+    _, classes = np.unique(rows, axis=0, return_inverse=True)
+    return classes.reshape(-1).astype(np.int32)

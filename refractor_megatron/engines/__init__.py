@@ -1,0 +1,1 @@
+"""Engines run a LayerPlan: Megatron-core first."""

@@ -1,0 +1,99 @@
+"""What a finished run is judged by: ``python -m refractor_megatron.evaluation.final RUN_FOLDER`` (one process).
+
+Reads the newest checkpoint, whatever grid wrote it, and writes ``final.json``, ``baselines.json`` and ``samples.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.stream import SampleStream
+
+from ..checkpoint.store import Store
+from ..config import RunConfig
+from ..engines.megatron import MegatronEngine, start_distributed, stop_distributed
+from ..errors import CheckpointError, RefractorError
+from ..tokenizer import Tokenizer
+from ..training.batches import stack
+from ..training.folder import RunFolder, write_json
+from ..training.state import TrainState
+from ..training.worker import open_stream
+from ..transformation.assemble_gpt import Grid
+from .baselines import measure_baselines
+from .heldout import measure
+from .sampling import SamplingOptions, continue_prompts
+
+
+def evaluate(path: Path) -> dict[str, Any]:
+    """Evaluate the newest checkpoint of the run in ``path``.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folder = RunFolder(path)
+    cfg = RunConfig.load(folder.config)
+    engine = MegatronEngine(cfg, start_distributed(), grid=Grid())
+    stream, train = open_stream(folder, cfg, "heldout"), open_stream(folder, cfg, "train")
+    state = TrainState(cfg, engine, stream.digest)
+    store = Store(folder.checkpoints, cfg.checkpoint.keep)
+    if not state.resume(store):
+        raise CheckpointError(f"{folder.checkpoints} holds no complete checkpoint: train first.")
+    final: dict[str, Any] = {"step": state.progress.step, "config_hash": cfg.hash, "data_digest": stream.digest}
+    final["raw"] = asdict(measure(engine, stream, cfg.train.micro_batch))
+    ema = state.ema
+    if ema is not None:
+        with ema.swapped_in():
+            final["ema"] = asdict(measure(engine, stream, cfg.train.micro_batch))
+    baselines = measure_baselines(train, stream)
+    final |= {
+        "unigram": baselines["unigram"]["loss"],
+        "bigram": baselines["bigram"]["loss"],
+        "below_unigram": 1.0 - final["raw"]["loss"] / baselines["unigram"]["loss"],
+    }
+    with ema.swapped_in() if ema is not None else contextlib.nullcontext():
+        samples = _samples(cfg, engine, stream, json.loads(folder.data.read_text())["folder"])
+    write_json(folder.baselines, baselines)
+    write_json(folder.samples, samples)
+    write_json(folder.final, final)
+    return final
+
+
+def _samples(cfg: RunConfig, engine: MegatronEngine, stream: SampleStream, data: str) -> list[dict[str, Any]]:
+    """Continuations of held-out prompts, drawn with the averaged weights where there are any."""
+    tokenizer = Tokenizer.load(Path(data) / "tokenizer.json")
+    options = SamplingOptions(seed=cfg.train.seed)
+    prompt, count = cfg.train.seq_len // 4, min(cfg.evaluation.sample_tokens, cfg.train.seq_len // 2)
+    samples = []
+    for index in range(min(cfg.evaluation.samples, stream.samples_per_epoch)):
+        batch = stack([stream.sample(index)])
+        new = continue_prompts(
+            engine, batch.tokens[:, :prompt], batch.records[:, :prompt], count, tokenizer.vocab_size, options
+        )
+        samples.append(
+            {
+                "prompt": tokenizer.decode(batch.tokens[0, :prompt].tolist()).decode("utf-8", "replace"),
+                "continuation": tokenizer.decode(new[0].tolist()).decode("utf-8", "replace"),
+                **asdict(options),
+            }
+        )
+    return samples
+
+
+def main(path: Path) -> int:
+    """Evaluate, and turn a user's mistake into one sentence and an exit code."""
+    try:
+        evaluate(path)
+        stop_distributed()
+        return 0
+    except RefractorError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

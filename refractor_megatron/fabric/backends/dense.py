@@ -1,0 +1,31 @@
+"""The dense oracle: one masked softmax over all keys, gradients by autograd, any device and dtype."""
+
+from __future__ import annotations
+
+import torch
+
+from refractor_megatron.fabric.plan import MaskPlan
+
+
+def dense_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_s: torch.Tensor | None,
+    v_s: torch.Tensor | None,
+    plan: MaskPlan,
+    scale: float,
+) -> torch.Tensor:
+    """See ``fabric.attention``. Computed in float32 or wider; rows without a key give zeros."""
+    b, heads, length, d = q.shape
+    kv_heads = k.shape[1]
+    keys = k if k_s is None else torch.cat([k_s, k], dim=2)
+    values = v if v_s is None else torch.cat([v_s, v], dim=2)
+    legal = plan.dense(q.device)[:, None, None]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    grouped = q.reshape(b, kv_heads, heads // kv_heads, length, d).to(wide)
+    scores = grouped @ keys.to(wide).unsqueeze(2).transpose(-1, -2) * scale
+    # A finite floor instead of -inf: a row without keys would otherwise give NaN, forward and backward.
+    scores = scores.masked_fill(~legal, torch.finfo(wide).min)
+    weights = torch.softmax(scores, dim=-1).masked_fill(~legal, 0.0)
+    return (weights @ values.to(wide).unsqueeze(2)).reshape(b, heads, length, d).to(q.dtype)

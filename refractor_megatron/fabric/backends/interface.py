@@ -1,0 +1,26 @@
+"""The signature every attention backend implements."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from refractor_megatron.fabric.plan import MaskPlan
+
+
+class Attention(Protocol):
+    """``fabric.attention.tri_tier_attention`` without the checks and the choice of backend."""
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        k_s: torch.Tensor | None,
+        v_s: torch.Tensor | None,
+        plan: MaskPlan,
+        scale: float,
+    ) -> torch.Tensor:
+        """q [b, h, L, d], k and v [b, h_kv, L, d], k_s and v_s [b, h_kv, n, d] or None -> [b, h, L, d]."""
+        ...

@@ -1,0 +1,76 @@
+"""A backend proves itself against the dense oracle on a 256-token probe before its first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from refractor_megatron.distinction.rules import compile_rules
+from refractor_megatron.errors import CapabilityError
+from refractor_megatron.fabric.backends.dense import dense_attention
+from refractor_megatron.fabric.plan import MaskPlan, plan_for
+
+#: Largest allowed error relative to the largest value, per dtype.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+_LENGTH, _WINDOW, _BLOCK, _PER_BLOCK, _WIDTH = 256, 48, 16, 2, 16
+
+
+def prove(
+    name: str, attention: Callable[..., torch.Tensor], device: torch.device, dtype: torch.dtype, gqa: bool
+) -> None:
+    """Compares outputs and all gradients: two samples, documents, a scope rule, summaries, GQA and rows without keys.
+
+    The reference runs in float32 or wider. Errors: ``CapabilityError`` with the tensor that differs and by how much.
+    """
+    plan = _probe_plan(device)
+    wide = torch.promote_types(dtype, torch.float32)
+    inputs = [x.to(device=device, dtype=dtype) for x in _probe_inputs(plan.n_summaries, 2 if gqa else 1)]
+    grad = _normal(9, tuple(inputs[0].shape)).to(device=device, dtype=dtype)
+    ours = _run(attention, inputs, grad, plan)
+    reference = _run(dense_attention, [x.to(wide) for x in inputs], grad.to(wide), plan)
+    labels = ("output", "grad q", "grad k", "grad v", "grad k_s", "grad v_s")
+    for label, a, b in zip(labels, ours, reference, strict=True):
+        error = float((a.to(wide) - b).abs().max() / b.abs().max())
+        if not error <= TOLERANCE[dtype]:
+            raise CapabilityError(
+                f"relation.backend {name} failed its self-test on {device.type} in {dtype}: {label} differs from the "
+                f"dense oracle by {error:.1e} (allowed {TOLERANCE[dtype]:.0e}); set relation.backend=dense or use "
+                f"another torch."
+            )
+
+
+def _probe_plan(device: torch.device) -> MaskPlan:
+    records = torch.zeros(2, _LENGTH, 4, dtype=torch.int32)
+    records[:, :, 2] = 1
+    records[0, 100:, 0] = 1
+    records[0, 120:140, 2] = 3
+    records[0, 240:, 0] = -1
+    records[1, 30:60, 3] = 8
+    rules = compile_rules(
+        [
+            {"name": "probe-safety", "when": {"bits": ["SAFETY_SCOPE"]}, "allow_write_to": []},
+            {"name": "probe-tool", "when": {"role": "tool"}, "allow_write_to": ["user"]},
+        ]
+    )
+    return plan_for(records.to(device), rules, _WINDOW, _BLOCK, _PER_BLOCK)
+
+
+def _probe_inputs(n_summaries: int, group: int) -> list[torch.Tensor]:
+    shapes = [(2, 2 * group, _LENGTH, _WIDTH)] + [(2, 2, _LENGTH, _WIDTH)] * 2 + [(2, 2, n_summaries, _WIDTH)] * 2
+    return [_normal(seed, shape) for seed, shape in enumerate(shapes)]
+
+
+def _normal(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Own generator: the probe must not move the training's random state."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _run(
+    attention: Callable[..., torch.Tensor], inputs: list[torch.Tensor], grad: torch.Tensor, plan: MaskPlan
+) -> list[torch.Tensor]:
+    with torch.enable_grad():
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        out = attention(*leaves, plan, _WIDTH**-0.5)
+        return [out.detach(), *torch.autograd.grad(out, leaves, grad)]

@@ -1,0 +1,1 @@
+"""Signals and the locks that keep two runs out of one folder."""

@@ -1,0 +1,139 @@
+"""``refractor parity``: a grid against one rank, loss by loss and parameter by parameter. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import compose
+from ..config.limits import check
+from ..errors import ConfigError, RefractorError
+from .folder import RunFolder, write_json
+from .spawn import spawn
+
+if TYPE_CHECKING:
+    from data_pipeline.build import BuiltData
+
+#: Tolerances of the contract: fp32, absolute for the loss, relative L2 for each parameter's gradient.
+LOSS_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a grid is from one rank."""
+
+    loss: float  # largest absolute difference over the steps, nats
+    gradient: float  # largest relative L2 difference of a parameter's gradient, over parameters and steps
+    parameter: str  # where
+    parameters: int  # compared
+
+    @property
+    def holds(self) -> bool:
+        """Whether both tolerances hold."""
+        return self.loss <= LOSS_TOLERANCE and self.gradient <= GRADIENT_TOLERANCE
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``parity``."""
+    parser = subparsers.add_parser("parity", help="compare grids with one rank, parameter by parameter")
+    parser.add_argument("--preset", default="nano", help="experiment preset (default: nano)")
+    parser.add_argument("--corpus", type=Path, help="text to train on (default: the default corpus)")
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder of built datasets")
+    parser.add_argument("--grids", default="dp2,tp2,pp2,ep2", help="comma-separated, e.g. dp2,tp2,pp2,ep2,tp2ep2")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=Path, help="also write the table as JSON to this file")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides")
+    parser.set_defaults(run=parity)
+
+
+def parity(args: argparse.Namespace) -> int:
+    """Train each grid for a few steps from the same weights on the same samples; exit 1 if one is out of tolerance."""
+    grids = [parse_grid(text) for text in args.grids.split(",")]
+    overrides = [f"experiment={args.preset}", "train.mixed_precision=fp32", *args.overrides]
+    cfg = compose(overrides)
+    from data_pipeline.build import build
+
+    data = cfg.data
+    built = build(
+        args.corpus,
+        args.data_root,
+        name=data.name if args.corpus is None else args.corpus.resolve().stem,
+        vocab_size=cfg.model.vocab_size,
+        max_mb=data.max_mb,
+        heldout_fraction=data.heldout_fraction,
+        seed=data.seed,
+        cache=args.data_root / "cache",
+    )
+    worst = 0
+    table = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        reference = _trace(Path(scratch) / "one", overrides, {}, 1, built, args.steps)
+        print(f"{'grid':<10} {'ranks':>5} {'max |Δloss|':>12} {'max gradient error':>19}  worst parameter")
+        for name, sizes in zip(args.grids.split(","), grids, strict=True):
+            ranks = sizes.pop("ranks")
+            traced = _trace(Path(scratch) / name, overrides, sizes, ranks, built, args.steps)
+            difference = compare(reference, traced)
+            table[name] = {"ranks": ranks, **vars(difference), "holds": difference.holds}
+            worst |= not difference.holds
+            print(
+                f"{name:<10} {ranks:>5} {difference.loss:>12.2e} {difference.gradient:>19.2e}  {difference.parameter}"
+                f"{'' if difference.holds else '  OUT OF TOLERANCE'}",
+                flush=True,
+            )
+    if args.out is not None:
+        write_json(args.out, {"steps": args.steps, "overrides": overrides, "grids": table})
+    return worst
+
+
+def parse_grid(text: str) -> dict[str, int]:
+    """``tp2ep2`` -> {"tp": 2, "ep": 2, "ranks": 2}; ``dp2`` -> {"ranks": 2}.
+
+    Raises:
+        ConfigError: it is not a sequence of dp/tp/pp/ep with sizes.
+    """
+    import re
+
+    parts = re.findall(r"(dp|tp|pp|ep)(\d+)", text)
+    if not parts or "".join(a + b for a, b in parts) != text:
+        raise ConfigError(f"--grids: '{text}' is not a grid; write for example tp2, pp2ep2 or dp2.")
+    sizes = {name: int(size) for name, size in parts}
+    data = sizes.pop("dp", 1)
+    model = sizes.get("tp", 1) * sizes.get("pp", 1)
+    return {**sizes, "ranks": model * max(data, -(-sizes.get("ep", 1) // sizes.get("tp", 1)))}
+
+
+def _trace(
+    scratch: Path, overrides: list[str], sizes: dict[str, int], ranks: int, built: BuiltData, steps: int
+) -> Path:
+    scratch.mkdir()
+    cfg = compose([*overrides, *(f"parallel.{k}={v}" for k, v in sizes.items())])
+    check(cfg, ranks)
+    folder = RunFolder(scratch)
+    cfg.save(folder.config)
+    write_json(folder.data, {"folder": str(built.folder.resolve()), "digest": built.manifest["content_sha256"]})
+    if code := spawn("refractor_megatron.training.trace", [str(scratch), str(steps)], ranks):
+        raise RefractorError(f"the ranks of grid {sizes or 'one rank'} ended with exit code {code}; see above.")
+    return scratch / "trace.npz"
+
+
+def compare(reference: Path, other: Path) -> Difference:
+    """Compare two traces (see ``training.trace``); asserts that both hold the same parameters and steps."""
+    import numpy as np
+
+    with np.load(reference) as a, np.load(other) as b:
+        assert set(a.files) == set(b.files), sorted(set(a.files) ^ set(b.files))[:4]
+        loss = float(np.abs(a["loss"] - b["loss"]).max())
+        worst, where = 0.0, "-"
+        names = [n for n in a.files if n != "loss"]
+        for name in names:
+            expected, found = a[name].astype(np.float64), b[name].astype(np.float64)
+            axes = tuple(range(1, expected.ndim))
+            norm = np.sqrt((expected**2).sum(axes))
+            error = float((np.sqrt(((found - expected) ** 2).sum(axes)) / np.maximum(norm, 1e-12)).max())
+            if not error <= worst:
+                worst, where = error, name
+    return Difference(loss, worst, where, len(names))

@@ -1,0 +1,183 @@
+"""``refractor pretrain``: configuration, data, ranks, evaluation, report. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from .. import __version__
+from ..checkpoint import manifest as checkpoints
+from ..config import RunConfig, compose
+from ..config.limits import check
+from ..config.schema import as_text, schema
+from ..errors import OutputError
+from ..resilience.lock import exclusive
+from .folder import RunFolder, write_json
+from .spawn import spawn
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``pretrain``."""
+    parser = subparsers.add_parser(
+        "pretrain", help="build data, train, evaluate, report", description="Train one run from raw text to report."
+    )
+    parser.add_argument("--preset", default="pilot", help="experiment preset (default: pilot)")
+    parser.add_argument(
+        "--config", type=Path, help="YAML file merged after the preset (the specification's 12.1 loads)"
+    )
+    parser.add_argument("--steps", type=int, help="same as train.steps=N")
+    parser.add_argument("--corpus", type=Path, help="folder or file of .txt .md .jsonl[.zst|.gz] .parquet")
+    parser.add_argument("--ranks", type=int, default=1, help="processes on this machine (default: 1)")
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/PRESET)")
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder of built datasets (default: data)")
+    parser.add_argument("--prepare-only", action="store_true", help="write configuration and data, start no rank")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. train.optimizer.lr=1e-3")
+    parser.set_defaults(run=pretrain)
+
+
+def pretrain(args: argparse.Namespace) -> int:
+    """Run the whole story; every part that is already there is left as it is."""
+    if args.ranks < 1:
+        raise OutputError(f"--ranks {args.ranks} makes no sense: give 1 or more.")
+    overrides = [f"experiment={args.preset}", *args.overrides]
+    if args.steps is not None:
+        overrides.append(f"train.steps={args.steps}")
+    cfg = compose(overrides, args.config)
+    for warning in check(cfg, args.ranks):
+        print(f"note: {warning}", file=sys.stderr)
+    folder = RunFolder(args.out or Path("runs") / args.preset)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make {folder.path} ({error.strerror}): choose another folder with --out.") from None
+    with exclusive(folder.path):
+        _adopt_config(folder, cfg)
+        data = _data(folder, cfg, args)
+        _record_environment(folder, args)
+        if args.prepare_only:
+            print(f"prepared {folder.path}: config {cfg.hash}, data {data['digest'][:12]}")
+            return 0
+        return _train_and_report(folder, cfg, args.ranks)
+
+
+def _train_and_report(folder: RunFolder, cfg: RunConfig, ranks: int) -> int:
+    done = checkpoints.latest_step(folder.checkpoints)
+    if done >= cfg.train.steps:
+        print(f"{folder.path}: training is done (step {done} of {cfg.train.steps})")
+    else:
+        code = spawn("refractor_megatron.training.worker", [str(folder.path)], ranks)
+        if code:
+            return code
+    if not _is_final(folder, cfg.train.steps):
+        code = spawn("refractor_megatron.evaluation.final", [str(folder.path)], 1)
+        if code:
+            return code
+    from ..evaluation.report import write_report
+
+    write_report(folder.path)
+    _say_where(folder)
+    return 0
+
+
+def _adopt_config(folder: RunFolder, cfg: RunConfig) -> None:
+    """Write the resolved configuration, or make sure that the run already there is the same one."""
+    if folder.config.exists():
+        old = RunConfig.load(folder.config)
+        if old.fixed_hash != cfg.fixed_hash:
+            theirs, ours = old.values(), cfg.values()
+            changed = [
+                f"{key} {as_text(theirs[key])} -> {as_text(ours[key])}"
+                for key, leaf in schema().items()
+                if leaf.resume == "fixed" and theirs[key] != ours[key]
+            ]
+            raise OutputError(
+                f"{folder.path} holds a run of another configuration ({'; '.join(changed[:4])}): "
+                "use the same settings, or start a new run with --out."
+            )
+    cfg.save(folder.config)
+
+
+def _data(folder: RunFolder, cfg: RunConfig, args: argparse.Namespace) -> dict[str, str]:
+    from data_pipeline.build import build
+
+    data = cfg.data
+    built = build(
+        args.corpus,
+        args.data_root,
+        name=data.name if args.corpus is None else args.corpus.resolve().stem,
+        vocab_size=cfg.model.vocab_size,
+        max_mb=data.max_mb,
+        heldout_fraction=data.heldout_fraction,
+        seed=data.seed,
+        cache=args.data_root / "cache",
+    )
+    entry = {"folder": str(built.folder.resolve()), "digest": built.manifest["content_sha256"]}
+    if folder.data.exists():
+        old = json.loads(folder.data.read_text())
+        if old["digest"] != entry["digest"]:
+            raise OutputError(
+                f"{folder.path} was trained on dataset {old['digest'][:12]}, not {entry['digest'][:12]}: "
+                "give the same --corpus, or start a new run with --out."
+            )
+    write_json(folder.data, {**entry, "read_keys": sorted(cfg.read_keys())})
+    return entry
+
+
+def _record_environment(folder: RunFolder, args: argparse.Namespace) -> None:
+    def installed(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "absent"
+
+    git = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    write_json(
+        folder.environment,
+        {
+            "package": __version__,
+            "commit": git.stdout.strip() or "unknown",
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "ranks": args.ranks,
+            "command": shlex.join(["refractor", *sys.argv[1:]]),
+            **{name: installed(name) for name in ("torch", "megatron-core", "hydra-core", "numpy")},
+        },
+    )
+
+
+def _is_final(folder: RunFolder, steps: int) -> bool:
+    try:
+        return bool(json.loads(folder.final.read_text())["step"] >= steps) and folder.samples.exists()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _say_where(folder: RunFolder) -> None:
+    final = json.loads(folder.final.read_text())
+    print(
+        f"held-out loss {final['raw']['loss']:.4f} nats/token ({final['raw']['bits_per_byte']:.3f} bits/byte), "
+        f"EMA {final['ema']['loss']:.4f}; "
+        if "ema" in final
+        else f"held-out loss {final['raw']['loss']:.4f} nats/token; ",
+        end="",
+    )
+    print(f"unigram {final['unigram']:.4f}, bigram {final['bigram']:.4f}: {final['below_unigram']:.1%} below unigram")
+    for name, path in (
+        ("report", folder.report),
+        ("checkpoints", folder.checkpoints),
+        ("metrics", folder.metrics),
+        ("config", folder.config),
+    ):
+        print(f"  {name:<12} {path}")

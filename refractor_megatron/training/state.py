@@ -1,0 +1,108 @@
+"""TrainState: everything a run resumes, and the only thing that checkpoints know.
+
+There is no RNG and no loader state to save: random choices are reseeded from (seed, step), and a sample is a function
+of its global index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .. import __version__
+from ..checkpoint import manifest as manifests
+from ..checkpoint.store import Store
+from ..compat.megatron import MEGATRON_VERSION
+from ..config.schema import RunConfig
+from ..engines.megatron import MegatronEngine
+from ..errors import CheckpointError
+from ..transformation.sharded import shards
+from .ema import WeightEMA
+
+
+@dataclass
+class Progress:
+    """Counters that continue across a restart."""
+
+    step: int = 0  # updates done
+    skipped_steps: int = 0  # of them, not applied because something was not finite
+
+
+class TrainState:
+    """Weights, optimizer, EMA and progress of one run."""
+
+    def __init__(self, cfg: RunConfig, engine: MegatronEngine, data_digest: str) -> None:
+        self.engine = engine
+        self.ema = WeightEMA(engine.model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
+        self.progress = Progress()
+        self.identity = {
+            "config_hash": cfg.hash,
+            "fixed_hash": cfg.fixed_hash,
+            "data_digest": data_digest,
+            "rules_hash": engine.rules.digest,
+            "package_version": __version__,
+            "megatron_version": MEGATRON_VERSION,
+            "grid": {**asdict(engine.grid), "dp": engine.data_size},
+        }
+        self.bytes_needed = _checkpoint_bytes(engine, self.ema is not None)
+
+    def save(self, store: Store) -> Path:
+        """Write a checkpoint of the current step."""
+        return store.save(
+            self._sharded(loading=False), {**self.identity, "step": self.progress.step}, self.bytes_needed
+        )
+
+    def resume(self, store: Store) -> bool:
+        """Load the newest complete checkpoint; False when there is none.
+
+        Raises:
+            CheckpointError: it is damaged, or of another configuration or dataset.
+        """
+        folder = store.latest()
+        if folder is None:
+            return False
+        self.check_identity(folder)
+        self.load(store, folder)
+        return True
+
+    def load(self, store: Store, folder: Path) -> None:
+        """Load the state of ``folder``, whatever grid wrote it."""
+        loaded = store.load(folder, self._sharded(loading=True))
+        self.engine.load(loaded["model"], loaded["optimizer"])
+        if self.ema is not None:
+            self.ema.load(loaded["ema"])
+        self.progress = Progress(**loaded["progress"])
+
+    def check_identity(self, folder: Path) -> None:
+        """Refuse a checkpoint of another run."""
+        found = manifests.read(folder)
+        ways = {
+            "fixed_hash": "use the configuration that made it (config.yaml beside it), or another --out",
+            "data_digest": "use the dataset it was trained on, or another --out",
+            "rules_hash": "use the mask rules it was trained with, or another --out",
+        }
+        for name, way_out in ways.items():
+            theirs, ours = getattr(found, name), self.identity[name]
+            if theirs != ours:
+                raise CheckpointError(f"{folder} has {name} {theirs}, this run has {ours}: {way_out}.")
+
+    def _sharded(self, loading: bool) -> dict[str, Any]:
+        model = self.engine.model_state()
+        state: dict[str, Any] = {"model": model, "optimizer": self.engine.optimizer_state(model, loading)}
+        if self.ema is not None:
+            state["ema"] = self.ema.sharded_state()
+        state["progress"] = asdict(self.progress)
+        return state
+
+
+def _checkpoint_bytes(engine: MegatronEngine, ema: bool) -> int:
+    """Size of a whole checkpoint: weights, two Adam moments, fp32 masters and EMA where kept."""
+    own = sum(shard.data.numel() for shard in shards(engine.model) if shard.is_main)
+    total = torch.tensor([float(own)], dtype=torch.float64, device=engine.device)
+    dist.all_reduce(total)
+    per_parameter = 4 + 8 + (2 if engine.config.bf16 else 0) + (4 if ema else 0)
+    return int(total.item() * per_parameter)

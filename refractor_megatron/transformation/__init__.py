@@ -1,0 +1,1 @@
+"""One LayerPlan for every layer, and its assembly into a Megatron model."""

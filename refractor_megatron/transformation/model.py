@@ -1,0 +1,44 @@
+"""Megatron's GPTModel with role embeddings (spec section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..compat.megatron import GPTModel, LanguageModelEmbedding
+from ..distinction.roles import ROLES
+
+
+class RefractorGPTModel(GPTModel):
+    """Adds a |roles| × d_model table to the token embeddings; Megatron calls this a token-type embedding."""
+
+    def __init__(self, *args: Any, role_embeddings: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.role_embeddings = role_embeddings
+        if role_embeddings and self.pre_process:
+            self.embedding = LanguageModelEmbedding(
+                config=self.config,
+                vocab_size=self.vocab_size,
+                max_sequence_length=self.max_sequence_length,
+                position_embedding_type=self.position_embedding_type,
+                num_tokentypes=len(ROLES),
+                tp_group=self.pg_collection.tp,
+            )
+            self.setup_embeddings_and_output_layer()  # marks and ties the weights of the table just made
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, records: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits, or per-token loss when labels are given.
+
+        Args:
+            input_ids, position_ids, labels: int64 [b, s].
+            records: int32 [b, s, 4] = (document, segment, role, mask bits); reaches core attention as its mask.
+
+        Returns:
+            loss [b, s] with labels, else logits [b, s, vocab / tp]; hidden states [s, b, h] before the last stage.
+        """
+        decoder_input = None
+        if self.role_embeddings and self.pre_process:
+            decoder_input = self.embedding(input_ids, position_ids, tokentype_ids=records[..., 2].long())
+        output: Tensor = super().forward(input_ids, position_ids, records, decoder_input=decoder_input, labels=labels)
+        return output

@@ -1,0 +1,111 @@
+"""Backends: selection and refusal in one sentence, the self-test, and the two kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from refractor_megatron.distinction.rules import compile_rules
+from refractor_megatron.errors import CapabilityError
+from refractor_megatron.fabric import plan_for, tri_tier_attention
+from refractor_megatron.fabric.backends import Backend, Capabilities, available, describe, registry, resolve, selftest
+from refractor_megatron.fabric.backends.blocksparse_cpu import blocksparse_attention, flash_kernel, matmul_kernel
+from refractor_megatron.fabric.backends.dense import dense_attention
+
+CPU = torch.device("cpu")
+
+
+def heads(length: int = 8, device: str = "cpu", dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(1, 2, length, 4, device=device, dtype=dtype)
+
+
+def test_names_and_details() -> None:
+    assert available() == ("dense", "blocksparse_cpu")
+    assert "flash" in describe()["blocksparse_cpu"] and "oracle" in describe()["dense"]
+
+
+def test_auto_is_blocksparse_on_cpu_and_dense_elsewhere() -> None:
+    assert resolve("auto", heads(), heads()) is registry._backends["blocksparse_cpu"].attention
+    chosen = registry.select("auto", heads(device="meta"), heads(device="meta"))
+    assert chosen.name == "dense"
+
+
+def test_auto_refuses_what_no_backend_can_do() -> None:
+    with pytest.raises(CapabilityError) as error:
+        resolve("auto", heads(4096, "meta"), heads(4096, "meta"))
+    text = str(error.value)
+    assert "dense is limited to 2048 tokens" in text and "4096" in text and "meta" in text and "\n" not in text
+
+
+def test_a_named_backend_is_refused_not_replaced() -> None:
+    with pytest.raises(CapabilityError, match="blocksparse_cpu runs on cpu only, not on meta; use dense"):
+        resolve("blocksparse_cpu", heads(device="meta"), heads(device="meta"))
+    with pytest.raises(CapabilityError, match="dense is limited to 2048 .* use blocksparse_cpu"):
+        resolve("dense", heads(4096), heads(4096))
+    with pytest.raises(CapabilityError, match="does not take torch.float16"):
+        resolve("blocksparse_cpu", heads(dtype=torch.float16), heads(dtype=torch.float16))
+    with pytest.raises(CapabilityError, match="'flex' does not exist; choose auto, dense, blocksparse_cpu"):
+        resolve("flex", heads(), heads())
+
+
+def test_flags_for_gqa_and_backward() -> None:
+    flags = Capabilities(backward=False, gqa=False, dtypes=frozenset({torch.float32}), devices=None, max_len=None)
+    backend = Backend("forward-only", dense_attention, flags, "")
+    assert backend.refusal(heads(), heads()) is None
+    assert "as many key heads" in str(backend.refusal(heads(), heads()[:, :1]))
+    assert "no backward" in str(backend.refusal(heads().requires_grad_(), heads()))
+    with torch.no_grad():
+        assert backend.refusal(heads().requires_grad_(), heads()) is None
+
+
+def test_a_wrong_backend_fails_its_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that lets one summary too many through is found out before its first use."""
+
+    def leaky(q, k, v, k_s, v_s, plan, scale):  # type: ignore[no-untyped-def]
+        return dense_attention(q, k, v, k_s, v_s, plan, scale) + 1e-3 * v_s.mean(2, keepdim=True).repeat(1, 2, 1, 1)
+
+    flags = Capabilities(True, True, frozenset({torch.float32}), None, None)
+    monkeypatch.setitem(registry._backends, "leaky", Backend("leaky", leaky, flags, ""))
+    plan = plan_for(torch.zeros(1, 8, 4, dtype=torch.int32), compile_rules([]), None, None, 0)
+    q = torch.randn(1, 2, 8, 4)
+    for _ in range(2):
+        with pytest.raises(CapabilityError, match="leaky failed its self-test on cpu in torch.float32: output differs"):
+            tri_tier_attention(q, q, q, None, None, plan, 1.0, "leaky")
+
+
+def test_the_self_test_runs_once_and_leaves_the_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(registry, "prove", lambda *args: calls.append(args))
+    monkeypatch.setattr(registry, "_proved", set())
+    for _ in range(3):
+        resolve("blocksparse_cpu", heads(), heads())
+    assert len(calls) == 1
+    state = torch.random.get_rng_state()
+    selftest.prove("dense", dense_attention, CPU, torch.float32, True)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["flash", "matmul"])
+def test_both_kernels_pass_the_self_test(name: str, dtype: torch.dtype) -> None:
+    kernel = flash_kernel() if name == "flash" else matmul_kernel()
+    assert kernel is not None
+    for gqa in (True, False):
+        selftest.prove(name, blocksparse_attention(kernel), CPU, dtype, gqa)
+
+
+def test_a_missing_or_changed_private_op_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Schema:
+        arguments = ()
+
+    class Op:
+        class default:  # noqa: N801
+            _schema = Schema
+
+    class Aten:
+        _scaled_dot_product_flash_attention_for_cpu = Op
+        _scaled_dot_product_flash_attention_for_cpu_backward = Op
+
+    for aten in (object(), Aten()):
+        monkeypatch.setattr("refractor_megatron.fabric.backends.blocksparse_cpu._aten", lambda aten=aten: aten)
+        assert flash_kernel() is None

@@ -1,0 +1,37 @@
+"""The metric table accepts exactly what it names."""
+
+from __future__ import annotations
+
+import pytest
+
+from refractor_megatron.telemetry.registry import EVAL_METRICS, STEP_METRICS, MetricRegistry, MetricSpec
+
+
+def test_registered_names_and_kinds_pass() -> None:
+    STEP_METRICS.check({"loss": 4.5, "tokens_seen": 4096, "expert_load": [0.25, 0.75], "router_entropy_layer": []})
+    EVAL_METRICS.check({"loss": 4.5, "bits_per_byte": 1.9, "tokens": 100})
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [{"los": 1.0}, {"loss": [1.0]}, {"expert_load": 1.0}, {"expert_load": ["x"]}, {"loss": "4"}, {"loss": True}],
+)
+def test_unregistered_name_or_wrong_shape_is_an_assertion(metrics: dict[str, object]) -> None:
+    with pytest.raises(AssertionError, match=next(iter(metrics))):
+        STEP_METRICS.check(metrics)  # type: ignore[arg-type]
+
+
+def test_every_spec_is_described() -> None:
+    for spec in [*STEP_METRICS, *EVAL_METRICS]:
+        assert spec.unit and len(spec.meaning) > 10
+    assert len(STEP_METRICS) > len(EVAL_METRICS) and "mfu" in STEP_METRICS and STEP_METRICS["mfu"].kind == "gauge"
+
+
+def test_registering_twice_or_misnaming_is_an_assertion() -> None:
+    registry = MetricRegistry([MetricSpec("a", "1", "gauge", "a number")])
+    with pytest.raises(AssertionError, match="twice"):
+        registry.register(MetricSpec("a", "1", "gauge", "another number"))
+    with pytest.raises(AssertionError, match="identifier"):
+        MetricSpec("a b", "1", "gauge", "a number")
+    with pytest.raises(AssertionError, match="axis"):
+        MetricSpec("b", "1", "list", "numbers")
