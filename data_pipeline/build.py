@@ -21,19 +21,23 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline import manifest as manifests
+from data_pipeline.documents import PART_BYTES
 from data_pipeline.output import draft_folder, exclusive, mendable_errors
 from data_pipeline.pack.indexed import IndexedWriter
 from data_pipeline.pack.records import RecordWriter
 from data_pipeline.progress import Log, Progress
 from data_pipeline.selection import Chosen, Selector, split_heldout
 from data_pipeline.sources import open_sources
-from data_pipeline.sources.base import Source, Tally
+from data_pipeline.sources.base import Reading, Source
 from data_pipeline.tokenise.encode import encode_all
 from refractor_megatron.errors import DataError, OutputError
 from refractor_megatron.tokenizer import Tokenizer, train_tokenizer
 
 #: Raise when the same input and parameters would give other bytes.
 CODE_VERSION = 1
+#: A long text is cut so that at least this many parts fit under data.max_mb, but no finer than ``SMALLEST_PART`` bytes.
+PARTS_IN_CAP = 16
+SMALLEST_PART = 64 << 10
 #: Share of the machine's memory that the text may take: it is held twice at worst, and the tokens beside it.
 _MEMORY_SHARE = 0.3
 
@@ -72,7 +76,7 @@ def build(
         "heldout_fraction": float(heldout_fraction),
         "seed": seed,
     }
-    with mendable_errors(out_root):
+    with mendable_errors(out_root, cache):
         sources = open_sources(corpus, cache, log)
         digest = _digest(parameters, sources)
         folder = out_root / f"{name}-{digest[:12]}"
@@ -117,9 +121,10 @@ def _digest(parameters: dict[str, Any], sources: list[Source]) -> str:
 def _build_into(
     draft: Path, sources: list[Source], parameters: dict[str, Any], digest: str, log: Log
 ) -> dict[str, Any]:
-    tally = Tally()
+    cap = int(parameters["max_mb"] * 1e6)
+    reading = Reading(min(PART_BYTES, max(SMALLEST_PART, cap // PARTS_IN_CAP)))
     clock = _Clock(log)
-    chosen = _collect(sources, parameters, tally, log)
+    chosen = _collect(sources, parameters, reading, log)
     clock.lap("read and select")
     _write_sources(draft, sources, chosen, log)
     train, heldout = split_heldout(chosen, parameters["heldout_fraction"], parameters["seed"])
@@ -131,8 +136,8 @@ def _build_into(
         for split, documents in (("train", train), ("heldout", heldout))
     }
     clock.lap("encode and pack")
-    counts = {key: tally.counts[key] for key in ("offered", "blank", "duplicate", "over_cap", "cut", "invalid_utf8")}
-    _report(counts, tally.unknown_tags, splits, log)
+    counts = {key: reading.counts[key] for key in ("offered", "blank", "duplicate", "over_cap", "cut", "invalid_utf8")}
+    _report(counts, reading.unknown_tags, splits, log)
     body = {
         "digest": digest,
         "code_version": CODE_VERSION,
@@ -140,7 +145,7 @@ def _build_into(
         "tokenizer": {"vocab_size": tokenizer.vocab_size, "sha256": tokenizer.digest},
         "splits": splits,
         "counts": counts,
-        "unknown_tags": dict(sorted(tally.unknown_tags.items())),
+        "unknown_tags": dict(sorted(reading.unknown_tags.items())),
     }
     return manifests.seal(draft, body)
 
@@ -155,11 +160,11 @@ class _Clock:
         self._last = now
 
 
-def _collect(sources: list[Source], parameters: dict[str, Any], tally: Tally, log: Log) -> list[Chosen]:
-    selector = Selector(int(parameters["max_mb"] * 1e6), parameters["seed"], tally.counts)
+def _collect(sources: list[Source], parameters: dict[str, Any], reading: Reading, log: Log) -> list[Chosen]:
+    selector = Selector(int(parameters["max_mb"] * 1e6), parameters["seed"], reading.counts)
     last = time.monotonic()
     for number, source in enumerate(sources):
-        for document in source.read(tally):
+        for document in source.read(reading):
             selector.add(number, document)
             if time.monotonic() - last > 5:
                 last = time.monotonic()

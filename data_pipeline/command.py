@@ -1,11 +1,11 @@
-"""The ``data`` commands; the command line adds the parser and passes values from the configuration."""
+"""``data inspect``: what is in a dataset folder."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from refractor_megatron.distinction.roles import ROLES, MaskBit
 
@@ -17,43 +17,6 @@ if TYPE_CHECKING:
 
 _HEADS = 3
 _HEAD_TOKENS = 48
-
-
-def add_parser(subparsers: Any) -> None:
-    """Adds ``data build`` and ``data inspect``; the parsed namespace has ``run``, the function to call with it.
-
-    Options of ``build`` that the configuration holds (name, sizes, seed) are not repeated here: the caller sets
-    ``args.name``, ``args.vocab_size``, ``args.max_mb``, ``args.heldout_fraction`` and ``args.seed``.
-    """
-    data = subparsers.add_parser("data", help="build a dataset from text, or look into one")
-    commands = data.add_subparsers(dest="data_command", required=True)
-    build = commands.add_parser("build", help="documents to tokens with receipts")
-    build.add_argument("--corpus", type=Path, default=None, help="folder or file; default: Debian documentation")
-    build.add_argument("--out", type=Path, default=Path("data"), help="folder that gets <name>-<digest>/")
-    build.add_argument("--cache", type=Path, default=Path("data/cache"), help="downloads and content hashes")
-    build.add_argument("overrides", nargs="*", help="configuration overrides, e.g. data.max_mb=8")
-    build.set_defaults(run=build_command)
-    inspect = commands.add_parser("inspect", help="counts, roles and three decoded samples of a dataset folder")
-    inspect.add_argument("folder", type=Path)
-    inspect.set_defaults(run=inspect_command)
-
-
-def build_command(args: argparse.Namespace) -> int:
-    """Builds, or finds, the dataset; the last line printed is its folder. Returns the exit code."""
-    from data_pipeline.build import build
-
-    built = build(
-        args.corpus,
-        args.out,
-        name=args.name,
-        vocab_size=args.vocab_size,
-        max_mb=args.max_mb,
-        heldout_fraction=args.heldout_fraction,
-        seed=args.seed,
-        cache=args.cache,
-    )
-    print(built.folder)
-    return 0
 
 
 def inspect_command(args: argparse.Namespace) -> int:

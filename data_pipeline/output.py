@@ -19,12 +19,12 @@ _DRAFT = ".building-"
 
 
 @contextlib.contextmanager
-def mendable_errors(out_root: Path) -> Iterator[None]:
+def mendable_errors(*folders: Path) -> Iterator[None]:
     """Turns a full or read-only disk, which the user can mend, into ``OutputError``."""
     try:
         yield
     except OSError as error:
-        where = error.filename or out_root
+        where = error.filename or " or ".join(map(str, folders))
         if error.errno in _FULL:
             raise OutputError(f"The disk is full while writing {where}; free space there and run again.") from error
         if error.errno in _REFUSED:

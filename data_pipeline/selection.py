@@ -6,6 +6,7 @@ Every choice depends on content hashes and the seed, never on the order in which
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -45,8 +46,9 @@ class Selector:
     """Takes documents one by one and keeps what the cap allows.
 
     Under the cap everything is kept. Above it, each source keeps the documents that come first in the seeded hash
-    order up to a common level (max-min fair share). The level only falls while documents come in, so what is above it
-    can be let go at once: memory stays near the cap however large the corpus.
+    order up to a common level (max-min fair share); then the next document of each source is added, in hash order,
+    where the cap has room. The level only falls while documents come in, so what lies further above it can be let go
+    at once: memory stays near the cap, plus one document a source, however large the corpus.
     """
 
     cap: int
@@ -56,6 +58,7 @@ class Selector:
     _offered: list[int] = field(default_factory=list)
     _seen: set[bytes] = field(default_factory=set)
     _held: int = 0
+    _trim_above: int = 0
 
     def add(self, source: int, document: Document) -> None:
         """Offers one document of source number ``source``."""
@@ -73,34 +76,40 @@ class Selector:
         self._offered[source] += document.size
         self._kept[source].append(Chosen(_seeded(self.seed, b"order", document.key), source, document))
         self._held += document.size
-        if self._held > 2 * self.cap:
-            self._trim()
+        if self._held > max(2 * self.cap, self._trim_above):
+            self._kept = [below + crossing for below, crossing in self._by_level()]
+            self._held = sum(one.document.size for chosen in self._kept for one in chosen)
+            self._trim_above = 2 * self._held
 
     @property
     def read_mb(self) -> float:
         """Text offered so far, in units of 10^6 bytes."""
         return sum(self._offered) / 1e6
 
-    def _trim(self) -> None:
+    def _by_level(self) -> list[tuple[list[Chosen], list[Chosen]]]:
+        """For each source, the documents up to the present level, and the one that crosses it, if any."""
         level = water_level(self._offered, self.cap)
-        for source, chosen in enumerate(self._kept):
-            chosen.sort(key=lambda one: one.rank)
-            total = 0
-            for place, one in enumerate(chosen):
-                total += one.document.size
-                if total > level:
-                    del chosen[place:]
-                    break
-            self._kept[source] = chosen
-        self._held = sum(one.document.size for chosen in self._kept for one in chosen)
+        halves = []
+        for kept in self._kept:
+            chosen = sorted(kept, key=lambda one: one.rank)
+            totals = itertools.accumulate(one.document.size for one in chosen)
+            place = next((place for place, total in enumerate(totals) if total > level), len(chosen))
+            halves.append((chosen[:place], chosen[place : place + 1]))
+        return halves
 
     def finish(self) -> list[Chosen]:
         """The chosen documents of all sources in the seeded hash order; at least two.
 
         A lone plain document is cut into parts at line ends. Raises ``DataError`` if nothing usable came in.
         """
-        self._trim()
-        chosen = sorted((one for kept in self._kept for one in kept), key=lambda one: one.rank)
+        halves = self._by_level()
+        chosen = [one for below, _ in halves for one in below]
+        room = self.cap - sum(one.document.size for one in chosen)
+        for one in sorted((one for _, crossing in halves for one in crossing), key=lambda one: one.rank):
+            if one.document.size <= room:
+                chosen.append(one)
+                room -= one.document.size
+        chosen.sort(key=lambda one: one.rank)
         self.counts["over_cap"] = self.counts["offered"] - len(chosen)
         if len(chosen) == 1 and not chosen[0].document.framed:
             chosen = self._cut_single(chosen[0])

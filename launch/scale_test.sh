@@ -62,10 +62,12 @@ if [[ $mode != sbatch ]]; then setup_env; fi
 
 # A folder name that says what the run is: "tp=2,seq_len=512.r2".
 folder_of() {
-    local setting="${1:-default}" word name=""
-    for word in $setting; do
-        name+="${name:+,}${word##*.}"
+    local word key name=""
+    for word in $1; do
+        key="${word%%=*}"
+        name+="${name:+,}${key##*.}=${word#*=}"
     done
+    name="${name:-default}"
     printf '%s/%s.r%s\n' "$out" "${name//\//_}" "$2"
 }
 

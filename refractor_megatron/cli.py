@@ -14,7 +14,7 @@ from .errors import RefractorError
 COMMANDS = {
     "doctor": ("refractor_megatron.compat.doctor", "what is installed, what is missing, what that disables"),
     "config": ("refractor_megatron.config.command", "show, explain and compare configurations"),
-    "data": ("data_pipeline.command", "build a dataset and look into it"),
+    "data": ("refractor_megatron.training.dataset", "build a dataset and look into it"),
     "pretrain": ("refractor_megatron.training.pretrain", "build data, train, evaluate, report"),
     "eval": ("refractor_megatron.evaluation.command", "evaluate a run on held-out documents"),
     "report": ("refractor_megatron.evaluation.command", "write a run's HTML report"),

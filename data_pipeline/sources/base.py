@@ -1,4 +1,4 @@
-"""What every source supplies, and what is counted while reading."""
+"""What every source supplies, and what is limited and counted while reading."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipeline.documents import Document
+from data_pipeline.documents import PART_BYTES, Document
 
 
 @dataclass
-class Tally:
-    """Counts of what reading met; they end in the manifest."""
+class Reading:
+    """One pass over sources: the longest plain document it may yield (bytes), and counts that end in the manifest."""
 
+    part_bytes: int = PART_BYTES
     counts: Counter[str] = field(default_factory=Counter)
     unknown_tags: Counter[str] = field(default_factory=Counter)
 
@@ -34,5 +35,5 @@ class Source:
     licence: str
     licence_file: str
     identity: dict[str, Any]
-    read: Callable[[Tally], Iterator[Document]]
+    read: Callable[[Reading], Iterator[Document]]
     sha256: str = ""

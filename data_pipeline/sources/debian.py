@@ -7,10 +7,12 @@ files, and need no network.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import functools
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -23,11 +25,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_pipeline.documents import Document, cut_text, plain
+from data_pipeline.documents import Document
 from data_pipeline.output import exclusive, write_atomically
 from data_pipeline.progress import Log
-from data_pipeline.sources.base import Source, Tally
+from data_pipeline.sources.base import Reading, Source
 from data_pipeline.sources.extract import html_text, man_text
+from data_pipeline.sources.files import read_text
 from data_pipeline.sources.fingerprint import sha256_of
 from data_pipeline.sources.licence import short_licence
 from refractor_megatron.errors import DataError
@@ -150,6 +153,8 @@ def _run(command: list[str], folder: Path, check: bool = True) -> str:
         )
     except subprocess.TimeoutExpired as error:
         raise Unavailable(f"{command[0]} took longer than {_COMMAND_SECONDS} s") from error
+    if "No space left on device" in done.stderr:  # the user's to mend, and no reason to choose other text
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     if check and done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()
         raise Unavailable(lines[0] if lines else f"{command[0]} failed with {done.returncode}")
@@ -229,7 +234,7 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
         process.stdout.read()  # the archive's padding, so that dpkg-deb ends by itself
 
 
-def _read(deb: Deb, cache: Path, tally: Tally) -> Iterator[Document]:
+def _read(deb: Deb, cache: Path, reading: Reading) -> Iterator[Document]:
     path = cache / deb.file
     if sha256_of(path) != deb.sha256:
         raise DataError(f"{path} does not match its sha256; delete {cache} and run again.")
@@ -242,9 +247,7 @@ def _read(deb: Deb, cache: Path, tally: Tally) -> Iterator[Document]:
         ):
             stream = archive.extractfile(member)
             assert stream is not None
-            for part in cut_text(_text(member.name, stream.read())):
-                tally.text(part)
-                yield plain(part)
+            yield from read_text(io.BytesIO(_text(member.name, stream.read())), reading)
 
 
 def _text(name: str, data: bytes) -> bytes:

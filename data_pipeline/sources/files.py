@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from data_pipeline.documents import PART_BYTES, Document, cut_position, plain
-from data_pipeline.sources.base import Source, Tally
+from data_pipeline.documents import Document, cut_position, plain
+from data_pipeline.sources.base import Reading, Source
+from data_pipeline.sources.compressed import errors as stream_errors
+from data_pipeline.sources.compressed import open_stream
 from data_pipeline.sources.fingerprint import Fingerprints
 from data_pipeline.sources.messages import conversation
 from refractor_megatron.errors import DataError
@@ -61,68 +61,51 @@ def _source(name: str, files: list[Path], corpus: Path, fingerprints: Fingerprin
     root = corpus if corpus.is_dir() else corpus.parent
     identity = {path.relative_to(root).as_posix(): fingerprints.sha256(path) for path in files}
 
-    def read(tally: Tally) -> Iterator[Document]:
+    def read(reading: Reading) -> Iterator[Document]:
         for path in files:
-            yield from read_file(path, tally)
+            yield from read_file(path, reading)
 
     return Source(name, "", "not stated", "", identity, read)
 
 
-def read_file(path: Path, tally: Tally) -> Iterator[Document]:
+def read_file(path: Path, reading: Reading) -> Iterator[Document]:
     """Documents of one file in order. Raises ``DataError`` naming the file, and the line or row at fault."""
     try:
         if path.suffix == ".parquet":
-            yield from _read_parquet(path, tally)
+            yield from _read_parquet(path, reading)
         elif path.name.endswith(JSON_SUFFIXES):
-            yield from _read_jsonl(path, tally)
+            yield from _read_jsonl(path, reading)
         else:
             with path.open("rb") as stream:
-                yield from read_text(stream, tally)
+                yield from read_text(stream, reading)
     except OSError as error:
         raise DataError(f"Cannot read {path} ({error.strerror or error}); mend it or move it out.") from error
 
 
-def read_text(stream: IO[bytes], tally: Tally, limit: int = PART_BYTES) -> Iterator[Document]:
-    """One document, or several of at most ``limit`` bytes; memory stays bounded however long the file."""
+def read_text(stream: IO[bytes], reading: Reading) -> Iterator[Document]:
+    """One document, or several of at most ``reading.part_bytes``; memory stays bounded however long the file."""
+    limit = reading.part_bytes
     data = stream.read(limit + 1)
     while len(data) > limit:
         cut = cut_position(data, limit)
-        tally.counts["cut"] += 1
-        tally.text(data[:cut])
+        reading.counts["cut"] += 1
+        reading.text(data[:cut])
         yield plain(data[:cut])
         data = data[cut:] + stream.read(limit + 1 - (len(data) - cut))
-    tally.text(data)
+    reading.text(data)
     yield plain(data)
 
 
-def _open_lines(path: Path, raw: IO[bytes]) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
-    if path.suffix == ".zst":
-        import zstandard
-
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
-    return raw
-
-
-def _read_jsonl(path: Path, tally: Tally) -> Iterator[Document]:
+def _read_jsonl(path: Path, reading: Reading) -> Iterator[Document]:
     number = 0
     with path.open("rb") as raw:
         try:
-            for number, line in enumerate(_open_lines(path, raw), start=1):
+            for number, line in enumerate(open_stream(path, raw), start=1):
                 if line.strip():
                     where = f"{path}:{number}"
-                    yield from _entry(_parse(line, where), where, tally)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                    yield from _entry(_parse(line, where), where, reading)
+        except stream_errors(path) as error:
             raise DataError(f"{path}:{number + 1}: damaged compression ({error}); fetch the file again.") from error
-        except _zstd_errors() as error:
-            raise DataError(f"{path}:{number + 1}: damaged compression ({error}); fetch the file again.") from error
-
-
-def _zstd_errors() -> type[Exception]:
-    import zstandard
-
-    return zstandard.ZstdError
 
 
 def _parse(line: bytes, where: str) -> Any:
@@ -137,14 +120,14 @@ def _parse(line: bytes, where: str) -> Any:
             raise DataError(f"{where}: not valid JSON ({error}); correct or remove the line.") from error
 
 
-def _entry(entry: Any, where: str, tally: Tally) -> Iterator[Document]:
+def _entry(entry: Any, where: str, reading: Reading) -> Iterator[Document]:
     """The documents of one JSON object or Parquet row."""
     fields = [key for key in ("text", "messages") if isinstance(entry, dict) and entry.get(key) is not None]
     if len(fields) != 1:
         raise DataError(f"{where}: an entry needs either a text or a messages field; correct or remove it.")
     if fields == ["messages"]:
-        document = conversation(entry["messages"], where, tally)
-        tally.text(b"".join(part.data for part in document.parts))
+        document = conversation(entry["messages"], where, reading)
+        reading.text(b"".join(part.data for part in document.parts))
         yield document
         return
     text = entry["text"]
@@ -152,10 +135,10 @@ def _entry(entry: Any, where: str, tally: Tally) -> Iterator[Document]:
         text = text.encode(errors="surrogatepass")
     if not isinstance(text, bytes):
         raise DataError(f"{where}: text must be a string, not {type(text).__name__}; correct or remove the entry.")
-    yield from read_text(io.BytesIO(text), tally)
+    yield from read_text(io.BytesIO(text), reading)
 
 
-def _read_parquet(path: Path, tally: Tally) -> Iterator[Document]:
+def _read_parquet(path: Path, reading: Reading) -> Iterator[Document]:
     import pyarrow
     from pyarrow import parquet
 
@@ -168,7 +151,7 @@ def _read_parquet(path: Path, tally: Tally) -> Iterator[Document]:
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
                 for values in zip(*(_column(batch.column(name)) for name in columns), strict=True):
                     row += 1
-                    yield from _entry(dict(zip(columns, values, strict=True)), f"{path}: row {row}", tally)
+                    yield from _entry(dict(zip(columns, values, strict=True)), f"{path}: row {row}", reading)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: unreadable Parquet after row {row} ({reason}); write the file again.") from error

@@ -8,14 +8,14 @@ import re
 from typing import Any
 
 from data_pipeline.documents import Document, Part
-from data_pipeline.sources.base import Tally
+from data_pipeline.sources.base import Reading
 from refractor_megatron.distinction.roles import ROLE_ID, MaskBit
 from refractor_megatron.errors import DataError
 
 _TAG = re.compile(r"<([a-z]+):([^<>:\s]+)>")
 
 
-def conversation(messages: Any, where: str, tally: Tally) -> Document:
+def conversation(messages: Any, where: str, reading: Reading) -> Document:
     """The document of one ``messages`` list.
 
     ``where`` names file and line in errors. Unknown protocol tags are counted, not refused. Raises ``DataError`` for a
@@ -29,7 +29,7 @@ def conversation(messages: Any, where: str, tally: Tally) -> Document:
         at = f"{where}, message {index}"
         if not isinstance(message, dict):
             raise DataError(f"{at}: a message is an object with role and content, not {type(message).__name__}.")
-        role, bits = _apply_tags(message.get("role"), message.get("protocol_tags") or [], at, tally)
+        role, bits = _apply_tags(message.get("role"), message.get("protocol_tags") or [], at, reading)
         if bits & MaskBit.SEGMENT and index:
             segment += 1
         parts.append(Part(_content(message.get("content"), at), role, segment, bits))
@@ -42,7 +42,7 @@ def _role_id(role: Any, at: str) -> int:
     return ROLE_ID[role]
 
 
-def _apply_tags(role: Any, tags: Any, at: str, tally: Tally) -> tuple[int, int]:
+def _apply_tags(role: Any, tags: Any, at: str, reading: Reading) -> tuple[int, int]:
     """Role id and mask bits after the tags, left to right; the last role override wins and bits add up."""
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise DataError(f"{at}: protocol_tags must be a list of strings such as <tool:calc>.")
@@ -63,7 +63,7 @@ def _apply_tags(role: Any, tags: Any, at: str, tally: Tally) -> tuple[int, int]:
                 raise DataError(f"{at}: the role override {tag} follows a tool tag, which fixes the role; remove one.")
             role_id = _role_id(name, at)
         else:
-            tally.unknown_tags[tag] += 1
+            reading.unknown_tags[tag] += 1
     return role_id, int(bits)
 
 

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from data_pipeline.documents import Document
-from data_pipeline.sources.base import Source, Tally
+from data_pipeline.sources.base import Reading, Source
 from data_pipeline.sources.files import read_file
 
 _SUFFIXES = (".py", ".rst", ".md", ".txt")
@@ -29,10 +29,10 @@ def python_sources() -> list[Source]:
         if not dist.name or dist.name.lower() in seen:
             continue
         seen.add(dist.name.lower())
-        files = _files_of(dist)
-        if files:
-            record = hashlib.sha256((dist.read_text("RECORD") or "").encode()).hexdigest()
-            sources.append(_source(dist.name, dist.version, *_licence(dist), {"record": record}, files))
+        files, record = _files_of(dist), dist.read_text("RECORD")
+        if files and record:  # without a record it is a source tree, whose content may change under the same version
+            digest = hashlib.sha256(record.encode()).hexdigest()
+            sources.append(_source(dist.name, dist.version, *_licence(dist), {"record": digest}, files))
     return sources
 
 
@@ -42,10 +42,10 @@ def _source(
     return Source(name, version, licence, licence_file, dict(identity), functools.partial(_read, files))
 
 
-def _read(files: list[Path], tally: Tally) -> Iterator[Document]:
+def _read(files: list[Path], reading: Reading) -> Iterator[Document]:
     for path in files:
         if path.is_file():  # a distribution may list files that were removed
-            yield from read_file(path, tally)
+            yield from read_file(path, reading)
 
 
 def _wanted(relative: Path) -> bool:
@@ -76,8 +76,8 @@ def _licence(dist: metadata.Distribution) -> tuple[str, str]:
     classifiers = [
         line.rpartition("::")[2].strip() for line in info.get_all("Classifier") or [] if "License ::" in line
     ]
-    stated = next((text.strip() for key in ("License-Expression", "License") for text in info.get_all(key) or []), "")
-    if not stated or len(stated) > _LICENCE_CHARS or "\n" in stated:
-        stated = "; ".join(classifiers) or "see licence file"
+    expression, prose = ("".join(info.get_all(key) or []).strip() for key in ("License-Expression", "License"))
+    short = prose if len(prose) <= _LICENCE_CHARS and "\n" not in prose else ""
+    stated = expression or short or "; ".join(classifiers) or "see licence file"
     files = info.get_all("License-File") or [""]
     return stated, files[0]

@@ -26,7 +26,8 @@ from ..compat.megatron import (
     parallel_state,
 )
 from ..config.schema import RunConfig
-from ..distinction.rules import CompiledRules, compile_rules
+from ..distinction.closure import compile_checked
+from ..distinction.rules import CompiledRules
 from ..transformation.assemble_gpt import Grid, RouterPlan, assemble, transformer_config
 from ..transformation.initialise import initialise
 from ..transformation.layer_plan import LayerPlan, plan_layers
@@ -80,7 +81,7 @@ class MegatronEngine:
         self.device = device
         self.grid = grid or Grid(cfg.parallel.tp, cfg.parallel.pp, cfg.parallel.ep)
         self.plan: LayerPlan = plan_layers(cfg)
-        self.rules: CompiledRules = compile_rules(cfg.safety.masks)
+        self.rules: CompiledRules = compile_checked(cfg.safety.masks)[0]
         self.seq_len, self.micro_batch, self.seed = cfg.train.seq_len, cfg.train.micro_batch, cfg.train.seed
         bf16 = cfg.train.mixed_precision == "bf16"
         _initialise_groups(self.grid)

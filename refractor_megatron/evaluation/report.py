@@ -19,6 +19,11 @@ from .report_summary import MISSING, ResultRow, facts, headline, progress, resul
 PROMPT_CHARS = 700
 #: Sources listed before the rest is summed up.
 MAX_SOURCES = 15
+#: What the two baselines of the result table are.
+BASELINE_NOTE = (
+    "Unigram entropy: that of these very tokens, the best that any model without context can do. "
+    "Bigram model: Kneser-Ney, fitted on the training split."
+)
 
 
 def write_report(run_dir: Path) -> Path:
@@ -43,7 +48,7 @@ def write_png(run_dir: Path, out: Path) -> None:
     run = RunData.load(run_dir)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_picture(run, f"{_name(run)}, {progress(run)}. {headline(run)}", out)
+        write_picture(run, f"{_name(run)}, {progress(run)}\n{headline(run)}", out)
     except OSError as error:
         raise OutputError(f"cannot write {out} ({error.strerror}): free space or choose another file") from error
 
@@ -73,7 +78,7 @@ def render(run: RunData) -> str:
 <section class="grid">{"".join(_card(panel, run) for panel in PANELS)}</section>
 <section><h2>Sampled continuations</h2>{_samples(run)}</section>
 <section><h2>Data</h2>{_sources(run)}</section>
-<section><h2>Environment</h2>{_table(_flat(run.environment))}</section>
+<section><h2>Environment</h2>{_table(_flat({**run.environment, **run.device}))}</section>
 <section><h2>Configuration</h2>{_config(run)}</section>
 </main>
 </html>
@@ -114,7 +119,8 @@ def _results(run: RunData) -> str:
         return _missing()
     head = "<th></th><th>nats/token</th><th>bits/byte</th><th>below unigram</th><th>below bigram</th>"
     tokens = number(run.result("raw"), "tokens")
-    note = f'<p class="note">{tokens:,.0f} held-out tokens predicted.</p>' if tokens else ""
+    scored = f"{tokens:,.0f} held-out tokens predicted. " if tokens else ""
+    note = f'<p class="note">{scored}{BASELINE_NOTE}</p>'
     return (
         f'<table class="results"><thead><tr>{head}</tr></thead><tbody>{"".join(map(line, rows))}</tbody></table>{note}'
     )
@@ -126,7 +132,7 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _flat(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(str(key).replace("_", " "), str(value)) for key, value in mapping.items() if key not in ("peak_flops",)]
+    return [(str(key).replace("_", " "), str(value)) for key, value in mapping.items()]
 
 
 def _card(panel: Panel, run: RunData) -> str:

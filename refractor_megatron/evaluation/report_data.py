@@ -31,7 +31,8 @@ class RunData:
     samples: list[Mapping[str, Any]]
     data: Mapping[str, Any]
     sources: list[Mapping[str, Any]]
-    environment: Mapping[str, Any]
+    environment: Mapping[str, Any]  # environment.json of the launcher
+    device: Mapping[str, Any]  # device.json of the rank that logs: device, peak_flops of a rank, peak_name, ranks
     config: Mapping[str, Any]
     config_text: str
 
@@ -53,6 +54,7 @@ class RunData:
             data=data,
             sources=_sources(data),
             environment=_mapping(_json(files.environment)),
+            device=_mapping(_json(run_dir / "device.json")),
             config=_yaml(config_text),
             config_text=config_text,
         )

@@ -76,7 +76,7 @@ def draw_loss(axes: Axes, run: RunData) -> bool:
         )  # fmt: skip
     _limit_loss(axes, [y * scale for y in (loss, *(y for _, y in held.values()))], [level for _, level in lines])
     axes.set_ylabel("bits per byte" if factor else "nats per token")
-    axes.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.0))
+    axes.legend(loc="upper right")
     return True
 
 
@@ -91,11 +91,13 @@ def _limit_loss(axes: Axes, curves: list[Floats], levels: list[float]) -> None:
 
 def draw_lr(axes: Axes, run: RunData) -> bool:
     """Learning rate."""
+    from matplotlib.ticker import FuncFormatter
+
     steps, values = run.series("lr")
     if not len(steps):
         return False
     _line(axes, steps, values, RAW)
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.set_ylim(bottom=0)
     return True
 
@@ -134,7 +136,7 @@ def draw_entropy(axes: Axes, run: RunData) -> bool:
     if len(layer_steps):
         x, rows = _reduce(layer_steps, layers, MAX_POINTS)
         axes.fill_between(x, rows.min(1), rows.max(1), color=RAW, alpha=0.14, linewidth=0, label="span of layers")
-    _line(axes, steps, mean, RAW, "mean of layers")
+    _trend(axes, steps, mean, RAW, "mean of layers")
     axes.set_ylim(0, 1.02)
     axes.legend(loc="lower right", ncols=2)
     return True
@@ -197,7 +199,7 @@ def draw_positions(axes: Axes, run: RunData) -> bool:
         axes.set_xlim(0, length or 100)
         axes.set_xlabel("position in the sequence" if length else "position, % of the sequence")
         axes.set_ylabel("nats per token")
-        axes.legend(loc="upper right")
+        axes.legend(loc="best")
     return drawn
 
 
@@ -242,8 +244,8 @@ def data_uri(svg: str) -> str:
 
 def write_picture(run: RunData, title: str, out: Path) -> None:
     """Write `PICTURE` as one PNG of 2 × 3 panels, 1800 × 1000 pixels."""
-    with _figure(15, 8.3) as figure:
-        figure.suptitle(title, x=0.012, ha="left", fontsize=12.5, color=INK)
+    with _figure(15, 8.3, pad=0.12) as figure:
+        figure.suptitle(title, x=0.008, ha="left", fontsize=11.5, color=INK)
         for number_, panel in enumerate(PICTURE, 1):
             axes = figure.add_subplot(2, 3, number_)
             if panel.draw(axes, run):
@@ -256,14 +258,15 @@ def write_picture(run: RunData, title: str, out: Path) -> None:
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
+def _figure(width: float, height: float, pad: float = 0.04) -> Iterator[Figure]:
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's matplotlibrc must not change the report
         matplotlib.rcParams.update(_STYLE)
-        yield Figure(figsize=(width, height), layout="constrained")
+        yield Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=pad, h_pad=pad))
 
 
 def _finish(axes: Axes, run: RunData) -> None:
@@ -274,7 +277,7 @@ def _finish(axes: Axes, run: RunData) -> None:
         records = [*run.steps, *run.evals]
         low, high = (extreme(float(record["step"]) for record in records) for extreme in (min, max))
         axes.set_xlim(low - 0.5, high + 0.5) if high - low < 2 else axes.set_xlim(low, high + 0.006 * (high - low))
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10], min_n_ticks=1))
 
 
 def _line(axes: Axes, steps: Floats, values: Floats, color: str, label: str | None = None) -> None:
@@ -287,7 +290,7 @@ def _trend(axes: Axes, steps: Floats, values: Floats, color: str, label: str | N
     if len(steps) >= 20:
         x, y = _reduce(steps, values, MAX_POINTS)
         axes.plot(x, y, color=color, alpha=0.28, linewidth=0.8, zorder=1)
-        values = _running_median(values, max(5, len(values) // 60))
+        values = _running_median(values, max(5, len(values) // 50))
     if len(steps):
         _line(axes, steps, values, color, label)
 

@@ -26,7 +26,7 @@ section { margin-top:40px; }
 .grid { display:grid; grid-template-columns:repeat(2,minmax(0,1fr)); gap:36px 48px; }
 figure { margin:0; }
 figure img { display:block; width:100%; height:auto; }
-figcaption { margin-top:4px; max-width:64em; }
+figcaption { margin-top:4px; max-width:80em; }
 table { border-collapse:collapse; width:100%; font-size:14px; }
 th { font-weight:400; text-align:left; }
 td, th { padding:6px 0; border-bottom:1px solid var(--line); vertical-align:top; }

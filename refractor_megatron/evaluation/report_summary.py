@@ -41,17 +41,13 @@ def result_rows(run: RunData) -> list[ResultRow]:
     def row(name: str, loss: float | None, bits: float | None, own: bool) -> ResultRow:
         if bits is None and loss is not None and factor is not None:
             bits = loss * factor
-        below = (None if loss == baseline else _saved(loss, baseline) for baseline in (unigram, bigram))
-        return ResultRow(name, loss, bits, *below, own)
+        return ResultRow(name, loss, bits, _saved(loss, unigram), _saved(loss, bigram), own)
 
     rows = [
         row(name, number(run.result(key), "loss"), number(run.result(key), "bits_per_byte"), own=True)
         for key, name in (("raw", "this run, raw weights"), ("ema", "this run, EMA weights"))
     ]
-    for key, name in (
-        ("bigram", "bigram fitted on the training split"),
-        ("unigram", "unigram entropy of these tokens"),
-    ):
+    for key, name in (("bigram", "bigram model"), ("unigram", "unigram entropy")):
         loss, bits = (number(run.baselines, key, unit) for unit in ("loss", "bits_per_byte"))
         rows.append(row(name, loss, bits, own=False))
     return rows
@@ -80,9 +76,13 @@ def tiles(run: RunData) -> list[Tile]:
     loss_note = "raw weights" if ema.bits_per_byte is None else f"raw weights; EMA weights {ema.bits_per_byte:.3f}"
     return [
         Tile("Held-out bits per byte", MISSING if raw.bits_per_byte is None else f"{raw.bits_per_byte:.3f}", loss_note),
-        Tile("Below unigram entropy", _percent(raw.below_unigram), "same held-out tokens"),
-        Tile("Below bigram model", _percent(raw.below_bigram), "same held-out tokens"),
-        Tile("Tokens per second", format_count(float(np.median(rate))) if len(rate) else MISSING, _mfu(run)),
+        _standing("unigram entropy", raw.below_unigram),
+        _standing("bigram model", raw.below_bigram),
+        Tile(
+            "Tokens per second, median",
+            format_count(float(np.median(rate))) if len(rate) else MISSING,
+            f"MFU {mfu}" if (mfu := _mfu(run)) else "",
+        ),
     ]
 
 
@@ -110,11 +110,12 @@ def facts(run: RunData) -> list[tuple[str, str]]:
 
 
 def _saved(loss: float | None, baseline: float | None) -> float | None:
-    return None if loss is None or not baseline else 1.0 - loss / baseline
+    return None if loss is None or not baseline or loss == baseline else 1.0 - loss / baseline
 
 
-def _percent(share: float | None) -> str:
-    return MISSING if share is None else f"{share:.1%}"
+def _standing(name: str, share: float | None) -> Tile:
+    side = "Above" if share is not None and share < 0 else "Below"
+    return Tile(f"{side} {name}", MISSING if share is None else f"{abs(share):.1%}", "same held-out tokens")
 
 
 def _last(run: RunData, name: str, form: str) -> str:
@@ -142,6 +143,9 @@ def _mfu(run: RunData) -> str:
     _, values = run.series("mfu")
     if not len(values):
         return ""
-    share = f"MFU {float(np.median(values)):.1%}"
-    peak, name = number(run.environment, "peak_flops"), text(run.environment, "peak_name")
-    return f"{share} of {format_flops(peak)} ({name})" if peak and name else f"{share} (peak not recorded)"
+    share = f"{float(np.median(values)):.1%}"
+    peak, name = number(run.device, "peak_flops"), text(run.device, "peak_name")
+    if not peak or not name:
+        return f"{share} (peak not recorded)"
+    ranks = number(run.device, "ranks") or 1
+    return f"{share} of {f'{ranks:.0f} × ' if ranks > 1 else ''}{format_flops(peak)} ({name})"

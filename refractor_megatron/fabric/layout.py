@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,8 @@ _ALIGN = 16
 _UNION = 1.5
 #: ... or when the batch is so small that the calls cost more than the pairs.
 _SMALL = 1 << 16
-#: Biases are kept on the layout up to this many elements (16 MiB in float32) and rebuilt on each use beyond.
-_CACHED_BIAS = 4 << 20
+#: Biases are kept on the layout up to this many elements (32 MiB in float32) and rebuilt on each use beyond.
+_CACHED_BIAS = 8 << 20
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,6 +80,10 @@ class Layout:
         """(query, key) pairs that the visits compute, masked ones included."""
         return sum((v.last - v.first) * v.keys * v.size(self.batch) for v in self.visits)
 
+    @cached_property
+    def _mask_elements(self) -> int:
+        return sum((v.last - v.first) * v.keys * len(v.tables) for v in self.visits)
+
     def legal(self, index: int) -> npt.NDArray[np.bool_]:
         """bool [samples or 1, rows, keys] of one visit, in the order summaries, tokens."""
         visit = self.visits[index]
@@ -103,7 +108,7 @@ class Layout:
         if not bool(legal.all()):
             bias = torch.zeros(legal.shape, dtype=dtype).masked_fill_(~legal, float("-inf"))
             bias = bias.repeat(1, group, 1)[:, None] if group > 1 else bias[:, None]
-        if group * self.visited_pairs <= _CACHED_BIAS:
+        if group * self._mask_elements <= _CACHED_BIAS:
             self._bias[key] = bias
         return bias
 

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, TextIO
 
 from .registry import MetricValue
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Steps in the moving window that the remaining time is estimated from.
 ETA_WINDOW = 32
+#: What a line gives up, in this order, on a terminal that is too narrow for it. The bar below shows the ETA.
+NARROWER = ("peak", "eta", "step_ms", "epoch", "lr")
 
 
 class Console:
@@ -37,6 +39,7 @@ class Console:
         """Start after ``start_step`` of ``total_steps``; MFU is shown against ``peak_flops`` FLOP/s, ``peak_name``."""
         self._total = total_steps
         self._peak = f"of {format_flops(peak_flops)} ({peak_name})"
+        self._peak_named = False
         self._stream = stream
         self._eta = EtaWindow(total_steps, start_step, clock)
         self._progress: Progress | None = None
@@ -47,10 +50,7 @@ class Console:
     def step(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
         """Print the line of ``step`` from its metrics (names of `registry.STEP_METRICS`); absent ones are left out."""
         eta = self._eta.update(step)
-        line = format_step(step, self._total, metrics, self._peak, eta)
-        if self._progress is not None and len(line) > self._progress.console.width:
-            line = format_step(step, self._total, metrics, "", eta)  # the bar's own line names the peak
-        self._write(line)
+        self._write(self._fitting(step, metrics, eta))
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=step, eta=format_duration(eta))
 
@@ -70,6 +70,19 @@ class Console:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _fitting(self, step: int, metrics: Mapping[str, MetricValue], eta: float) -> str:
+        line = format_step(step, self._total, metrics, self._peak, eta)
+        if self._progress is None or len(line) <= self._progress.console.width:
+            return line
+        if not self._peak_named:
+            self._peak_named = True
+            self._write(f"MFU is the share {self._peak}")
+        for given_up in range(1, len(NARROWER) + 1):
+            line = format_step(step, self._total, metrics, self._peak, eta, NARROWER[:given_up])
+            if len(line) <= self._progress.console.width:
+                break
+        return line
+
     def _write(self, text: str) -> None:
         if self._progress is not None:
             self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -87,7 +100,6 @@ class Console:
             TextColumn("{task.percentage:5.1f}%"),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("ETA {task.fields[eta]}"),
-            TextColumn(f"MFU {self._peak}", style="dim"),
             console=RichConsole(file=self._stream),
             transient=True,
             expand=True,
@@ -113,17 +125,26 @@ class EtaWindow:
         return (now - since) / (last - first) * max(0, self._total - step)
 
 
-def format_step(step: int, total: int, metrics: Mapping[str, MetricValue], peak: str, eta_s: float) -> str:
-    """The line of one step. Columns keep their width from line to line; ``peak`` (may be empty) follows the MFU."""
+def format_step(
+    step: int,
+    total: int,
+    metrics: Mapping[str, MetricValue],
+    peak: str,
+    eta_s: float,
+    omit: Collection[str] = (),
+) -> str:
+    """The line of one step; columns keep their width from line to line. ``peak`` follows the MFU.
+
+    ``omit`` names columns to leave out: metrics, ``peak`` or ``eta``.
+    """
     width = len(str(total))
     parts = [f"step {step:{width}d}/{total} {100 * step / max(1, total):5.1f}%"]
     for name, render in _COLUMNS.items():
         value = metrics.get(name)
-        if isinstance(value, int | float):
-            parts.append(render(float(value)))
-        if name == "mfu" and isinstance(value, int | float) and peak:
-            parts[-1] += f" {peak}"
-    parts.append(f"ETA {format_duration(eta_s)}")
+        if isinstance(value, int | float) and name not in omit:
+            parts.append(render(float(value)) + (f" {peak}" if name == "mfu" and "peak" not in omit else ""))
+    if "eta" not in omit:
+        parts.append(f"ETA {format_duration(eta_s)}")
     skipped = metrics.get("skipped_steps", 0)
     if isinstance(skipped, int | float) and skipped:
         parts.append(f"skipped {skipped:.0f}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,14 +120,6 @@ class Tokenizer:
             for piece in bounded(run):
                 ids.extend(self._encoding.encode_ordinary(piece))
         return ids
-
-    def encode_batch(self, texts: Iterable[bytes], threads: int = 1) -> list[list[int]]:
-        """``encode`` of each text; the library releases the GIL, so threads help."""
-        if threads <= 1:
-            return [self.encode(text) for text in texts]
-        assert self._encoding is not None  # made once, before the threads race for it
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(self.encode, texts))
 
     def decode(self, ids: Iterable[int], *, show_specials: bool = False) -> bytes:
         """Bytes of ``ids``; special tokens give nothing, or their names if ``show_specials``.

@@ -31,6 +31,11 @@ class RunFolder:
         return self.path / "environment.json"
 
     @property
+    def device(self) -> Path:
+        """Device of the ranks and the peak that MFU is measured against."""
+        return self.path / "device.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object for each step."""
         return self.path / "metrics.jsonl"

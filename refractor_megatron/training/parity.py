@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..config import compose
 from ..config.limits import check
 from ..errors import ConfigError, RefractorError
+from .dataset import add_corpus_flags, dataset_of
 from .folder import RunFolder, write_json
 from .spawn import spawn
 
@@ -40,13 +41,10 @@ class Difference:
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``parity``."""
     parser = subparsers.add_parser("parity", help="compare grids with one rank, parameter by parameter")
-    parser.add_argument("--preset", default="nano", help="experiment preset (default: nano)")
-    parser.add_argument("--corpus", type=Path, help="text to train on (default: the default corpus)")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder of built datasets")
+    add_corpus_flags(parser, "nano")
     parser.add_argument("--grids", default="dp2,tp2,pp2,ep2", help="comma-separated, e.g. dp2,tp2,pp2,ep2,tp2ep2")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, help="also write the table as JSON to this file")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides")
     parser.set_defaults(run=parity)
 
 
@@ -55,19 +53,7 @@ def parity(args: argparse.Namespace) -> int:
     grids = [parse_grid(text) for text in args.grids.split(",")]
     overrides = [f"experiment={args.preset}", "train.mixed_precision=fp32", *args.overrides]
     cfg = compose(overrides)
-    from data_pipeline.build import build
-
-    data = cfg.data
-    built = build(
-        args.corpus,
-        args.data_root,
-        name=data.name if args.corpus is None else args.corpus.resolve().stem,
-        vocab_size=cfg.model.vocab_size,
-        max_mb=data.max_mb,
-        heldout_fraction=data.heldout_fraction,
-        seed=data.seed,
-        cache=args.data_root / "cache",
-    )
+    built = dataset_of(cfg, args.corpus, args.data_root)
     worst = 0
     table = {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -19,6 +19,7 @@ from ..config.limits import check
 from ..config.schema import as_text, schema
 from ..errors import OutputError
 from ..resilience.lock import exclusive
+from .dataset import add_corpus_flags, dataset_of
 from .folder import RunFolder, write_json
 from .spawn import spawn
 
@@ -28,17 +29,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "pretrain", help="build data, train, evaluate, report", description="Train one run from raw text to report."
     )
-    parser.add_argument("--preset", default="pilot", help="experiment preset (default: pilot)")
+    add_corpus_flags(parser, "pilot")
     parser.add_argument(
         "--config", type=Path, help="YAML file merged after the preset (the specification's 12.1 loads)"
     )
     parser.add_argument("--steps", type=int, help="same as train.steps=N")
-    parser.add_argument("--corpus", type=Path, help="folder or file of .txt .md .jsonl[.zst|.gz] .parquet")
     parser.add_argument("--ranks", type=int, default=1, help="processes on this machine (default: 1)")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/PRESET)")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder of built datasets (default: data)")
     parser.add_argument("--prepare-only", action="store_true", help="write configuration and data, start no rank")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. train.optimizer.lr=1e-3")
     parser.set_defaults(run=pretrain)
 
 
@@ -105,19 +103,7 @@ def _adopt_config(folder: RunFolder, cfg: RunConfig) -> None:
 
 
 def _data(folder: RunFolder, cfg: RunConfig, args: argparse.Namespace) -> dict[str, str]:
-    from data_pipeline.build import build
-
-    data = cfg.data
-    built = build(
-        args.corpus,
-        args.data_root,
-        name=data.name if args.corpus is None else args.corpus.resolve().stem,
-        vocab_size=cfg.model.vocab_size,
-        max_mb=data.max_mb,
-        heldout_fraction=data.heldout_fraction,
-        seed=data.seed,
-        cache=args.data_root / "cache",
-    )
+    built = dataset_of(cfg, args.corpus, args.data_root)
     entry = {"folder": str(built.folder.resolve()), "digest": built.manifest["content_sha256"]}
     if folder.data.exists():
         old = json.loads(folder.data.read_text())
@@ -166,18 +152,12 @@ def _is_final(folder: RunFolder, steps: int) -> bool:
 
 def _say_where(folder: RunFolder) -> None:
     final = json.loads(folder.final.read_text())
-    print(
-        f"held-out loss {final['raw']['loss']:.4f} nats/token ({final['raw']['bits_per_byte']:.3f} bits/byte), "
-        f"EMA {final['ema']['loss']:.4f}; "
-        if "ema" in final
-        else f"held-out loss {final['raw']['loss']:.4f} nats/token; ",
-        end="",
-    )
-    print(f"unigram {final['unigram']:.4f}, bigram {final['bigram']:.4f}: {final['below_unigram']:.1%} below unigram")
-    for name, path in (
-        ("report", folder.report),
-        ("checkpoints", folder.checkpoints),
-        ("metrics", folder.metrics),
-        ("config", folder.config),
-    ):
-        print(f"  {name:<12} {path}")
+    for weights in ("raw", "ema"):
+        if weights in final:
+            loss, bits = final[weights]["loss"], final[weights]["bits_per_byte"]
+            print(f"held-out loss, {weights} weights: {loss:.4f} nats/token, {bits:.3f} bits/byte")
+    below = final["below_unigram"]
+    side = "below" if below >= 0 else "above"
+    print(f"same tokens: unigram {final['unigram']:.4f} ({abs(below):.1%} {side} it), bigram {final['bigram']:.4f}")
+    for name in ("report", "checkpoints", "metrics", "samples", "config"):
+        print(f"  {name:<12} {getattr(folder, name)}")

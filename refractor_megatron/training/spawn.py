@@ -24,6 +24,8 @@ def spawn(module: str, arguments: Sequence[str], ranks: int) -> int:
     Stop signals that reach this process are passed on to the ranks.
     """
     environment = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    # Threads that spin while they wait slow each other down several times over as soon as the cores are shared.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if ranks > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     processes: list[subprocess.Popen[bytes]] = []

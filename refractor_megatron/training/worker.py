@@ -29,7 +29,7 @@ from ..telemetry import flops  # noqa: E402
 from ..telemetry.console import Console  # noqa: E402
 from ..telemetry.hub import Telemetry  # noqa: E402
 from .callbacks import Checkpointing, Evaluating, Reporting  # noqa: E402
-from .folder import RunFolder  # noqa: E402
+from .folder import RunFolder, write_json  # noqa: E402
 from .loop import Callback, Recipe, train  # noqa: E402
 from .schedule import schedule_of  # noqa: E402
 from .state import TrainState  # noqa: E402
@@ -93,6 +93,15 @@ def _callbacks(
     logging = cfg.telemetry
     if engine.is_reporter:
         peak = peak_of(engine)
+        write_json(
+            folder.device,
+            {
+                "device": torch.cuda.get_device_name() if engine.device.type == "cuda" else "cpu",
+                "peak_name": peak.name,
+                "peak_flops": peak.flops,
+                "ranks": dist.get_world_size(),
+            },
+        )
         console = Console(cfg.train.steps, state.progress.step, peak.name, peak.flops, sys.stderr)
         telemetry = Telemetry(
             folder.path,
@@ -100,6 +109,7 @@ def _callbacks(
             wandb=logging.wandb,
             config=cfg.to_dict(),
             resume_step=state.progress.step,
+            warn=console.message,
         )
         callbacks.append(
             Reporting(

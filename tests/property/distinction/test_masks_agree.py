@@ -57,7 +57,7 @@ def record_arrays(draw: st.DrawFn, longest: int = 48) -> npt.NDArray[np.int32]:
 windows = st.none() | st.integers(1, 60)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(record_arrays(), rule_sets(), windows, st.integers(1, 9), st.integers(1, 9))
 def test_local_edges(
     records: npt.NDArray[np.int32], raw: list[dict[str, Any]], window: int | None, q_block: int, k_block: int
@@ -76,7 +76,7 @@ def test_local_edges(
         assert (tile == BlockKind.FULL) == part.all() and (tile == BlockKind.EMPTY) == (not part.any())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(record_arrays(), rule_sets(), windows, st.integers(1, 9), st.integers(1, 3))
 def test_summary_edges(
     records: npt.NDArray[np.int32], raw: list[dict[str, Any]], window: int | None, block: int, per_block: int

@@ -78,6 +78,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         _json(folder / "samples.json", SAMPLES)
         _json(folder / "data.json", {"digest": "81c0aa53e1f27d90c4", "sources": SOURCES})
         _json(folder / "environment.json", ENVIRONMENT)
+        _json(folder / "device.json", DEVICE)
         (folder / "config.yaml").write_text(CONFIG.format(steps=max(1, steps)))
         return folder
 
@@ -117,9 +118,9 @@ SOURCES = [
 ]
 ENVIRONMENT = {
     "package": "0.1.0", "commit": "4be1d2c09a77", "python": "3.11.7", "machine": "x86_64, 2 cores", "ranks": 1,
-    "command": "refractor pretrain --preset pilot", "torch": "2.13.0", "peak_name": "measured fp32 GEMM, 2 threads",
-    "peak_flops": 0.118e12,
+    "command": "refractor pretrain --preset pilot", "torch": "2.13.0",
 }  # fmt: skip
+DEVICE = {"device": "cpu", "peak_name": "measured fp32 GEMM, 2 threads", "peak_flops": 0.118e12, "ranks": 1}
 CONFIG = """# Resolved by refractor_megatron.
 resolved:
   preset: pilot

@@ -132,6 +132,16 @@ def test_visits_follow_the_window_not_the_length() -> None:
     assert per_query[1] == pytest.approx(512 + 128, rel=0.02) and per_query[0] < per_query[1]
 
 
+def test_biases_are_kept_only_while_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = plan_for(plain(1, 64), PLAIN, 16, 8, 2).layout
+    assert small.bias(1, torch.float32, 1) is small.bias(1, torch.float32, 1)
+    monkeypatch.setattr(layout_module, "_CACHED_BIAS", 10)
+    large = plan_for(plain(1, 65), PLAIN, 16, 8, 2).layout
+    first, second = large.bias(1, torch.float32, 2), large.bias(1, torch.float32, 2)
+    assert first is not None and second is not None and first is not second and torch.equal(first, second)
+    assert first.shape == (1, 1, 64, large.visits[1].keys)
+
+
 def test_query_block_follows_the_window() -> None:
     assert [query_block(512, w) for w in (1, 64, 128, 256, 512, None)] == [32, 32, 64, 128, 128, 128]
     assert query_block(16, None) == 32

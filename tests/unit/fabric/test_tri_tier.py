@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from refractor_megatron.distinction.rules import compile_rules
 from refractor_megatron.fabric import attn_pool, plan_for, tri_tier_attention
+from refractor_megatron.fabric.plan import clear_plans
 
 PLAIN = compile_rules([])
 BACKENDS = ["dense", "blocksparse_cpu"]
@@ -110,9 +111,16 @@ def test_bf16_key_gradients_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -
     assert float(dv[0, 0, 0, 0]) == pytest.approx(sum(1 / n for n in range(1, length + 1)), abs=0.08)
 
 
-def test_bf16_follows_float32() -> None:
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_bf16_follows_float32(one_by_one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     records = torch.zeros(2, 256, 4, dtype=torch.int32)
+    records[1, 100:, 0] = 1
+    if one_by_one:
+        monkeypatch.setattr("refractor_megatron.fabric.layout._UNION", 0.0)
+        monkeypatch.setattr("refractor_megatron.fabric.layout._SMALL", 0)
+        clear_plans()
     plan = plan_for(records, PLAIN, 64, 16, 2)
+    assert all((visit.samples is not None) == one_by_one for visit in plan.layout.visits)
     low = [x.detach().bfloat16().requires_grad_() for x in qkv(2, 4, 2, 256, 16, torch.float32)]
     high = [x.detach().float().requires_grad_() for x in low]
     p, grad = normal(5, 2, 2, 16), normal(6, 2, 4, 256, 16)

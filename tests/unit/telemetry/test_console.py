@@ -93,14 +93,28 @@ def test_terminal_gets_a_bar_and_the_same_lines(monkeypatch: pytest.MonkeyPatch)
     assert "(measured fp32 GEMM) | h 0.62 | epoch 0.41" in text and "━" in text and "120/400" in text
 
 
-def test_narrow_terminal_shortens_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (120, "26.4k tok/s | MFU 21.3% | h 0.62 | epoch 0.41 | ETA"),
+        (108, "|   310 ms | 26.4k tok/s | MFU 21.3% | h 0.62 | epoch 0.41\n"),
+        (80, "step 120/400  30.0% | loss  4.812 | 26.4k tok/s | MFU 21.3% | h 0.62\n"),
+        (40, "step 120/400  30.0% | loss  4.812 | 26.4k tok/s | MFU 21.3% | h 0.62\n"),
+    ],
+)
+def test_narrow_terminal_shortens_the_line_and_names_the_peak_once(
+    monkeypatch: pytest.MonkeyPatch, columns: int, line: str
+) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "110")
+    monkeypatch.setenv("COLUMNS", str(columns))
     stream = Terminal()
     with Console(400, 0, "measured fp32 GEMM", 0.32e12, stream) as console:
         console.step(120, METRICS)
+        console.step(121, METRICS)
         console.message("a [bold]path[/bold] stays as it is")
-    assert "MFU 21.3% | h 0.62" in stream.getvalue() and "[bold]path[/bold]" in stream.getvalue()
+    text = stream.getvalue().replace("\r", "")
+    assert line in text and "[bold]path[/bold]" in text
+    assert text.count("MFU is the share of 0.32 TF/s (measured fp32 GEMM)") == 1
 
 
 def test_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:

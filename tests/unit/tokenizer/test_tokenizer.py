@@ -100,10 +100,6 @@ def test_training_is_deterministic_across_processes(tokenizer: Tokenizer) -> Non
     assert again.stdout.strip() == tokenizer.digest
 
 
-def test_threads_change_nothing(tokenizer: Tokenizer, texts: list[bytes]) -> None:
-    assert tokenizer.encode_batch(texts, threads=3) == [tokenizer.encode(text) for text in texts]
-
-
 def test_id_outside_the_vocabulary_is_named(tokenizer: Tokenizer) -> None:
     for bad in (1000, -1):
         with pytest.raises(DataError, match=f"Token id {bad} is outside"):

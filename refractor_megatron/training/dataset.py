@@ -1,0 +1,59 @@
+"""The dataset of a configuration, and ``refractor data``. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.command import inspect_command
+
+from ..config import RunConfig, compose
+
+if TYPE_CHECKING:
+    from data_pipeline.build import BuiltData
+
+
+def dataset_of(cfg: RunConfig, corpus: Path | None, root: Path) -> BuiltData:
+    """Find or build the dataset that ``cfg`` describes, from ``corpus`` or the default corpus, under ``root``."""
+    from data_pipeline.build import build
+
+    data = cfg.data
+    return build(
+        corpus,
+        root,
+        name=data.name if corpus is None else corpus.resolve().stem,
+        vocab_size=cfg.model.vocab_size,
+        max_mb=data.max_mb,
+        heldout_fraction=data.heldout_fraction,
+        seed=data.seed,
+        cache=root / "cache",
+    )
+
+
+def add_corpus_flags(parser: argparse.ArgumentParser, preset: str) -> None:
+    """The flags that choose configuration and text: ``--preset --corpus --data-root`` and Hydra overrides."""
+    parser.add_argument("--preset", default=preset, help=f"experiment preset (default: {preset})")
+    parser.add_argument("--corpus", type=Path, help="folder or file of .txt .md .jsonl[.zst|.gz] .parquet")
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder of built datasets (default: data)")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. train.optimizer.lr=1e-3")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``data build`` and ``data inspect``."""
+    actions = subparsers.add_parser("data", help="build a dataset and look into it").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    build = actions.add_parser("build", help="text to tokens with receipts; prints the dataset's folder")
+    add_corpus_flags(build, "pilot")
+    build.set_defaults(run=build_dataset)
+    inspect = actions.add_parser("inspect", help="counts, roles and three decoded samples of a dataset folder")
+    inspect.add_argument("folder", type=Path)
+    inspect.set_defaults(run=inspect_command)
+
+
+def build_dataset(args: argparse.Namespace) -> int:
+    """Build, or find, the dataset of a preset."""
+    cfg = compose([f"experiment={args.preset}", *args.overrides])
+    print(dataset_of(cfg, args.corpus, args.data_root).folder)
+    return 0

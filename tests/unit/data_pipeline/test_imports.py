@@ -1,0 +1,39 @@
+"""The data pipeline and the tokenizer stay light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ["torch", "megatron", "pyarrow", "rich", "selectolax", "tokenizers", "tiktoken", "zstandard", "orjson"]
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_is_light() -> None:
+    code = "import data_pipeline.stream, data_pipeline.build, data_pipeline.command, refractor_megatron.tokenizer"
+    assert loaded_after(code).isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("forbidden", ["torch", "megatron"])
+def test_building_and_streaming_never_load_torch(tmp_path: Path, forbidden: str) -> None:
+    code = f"""
+from pathlib import Path
+from data_pipeline.build import build
+from data_pipeline.stream import SampleStream
+root = Path({str(tmp_path)!r})
+(root / "corpus").mkdir()
+for i in range(9):
+    (root / "corpus" / f"{{i}}.txt").write_text(f"text number {{i}} " * 30)
+built = build(root / "corpus", root / "out", name="t", vocab_size=300, max_mb=1, heldout_fraction=0.2, seed=0,
+              cache=root / "cache", log=lambda line: None)
+SampleStream(built.folder, 8, 0).sample(0)
+"""
+    assert forbidden not in loaded_after(code)
