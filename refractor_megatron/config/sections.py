@@ -114,7 +114,7 @@ class Model(Section):
     )  # fmt: skip
     vocab_size: int = leaf(
         32768, "Size of the tokenizer's vocabulary, special tokens included", unit="tokens", section="own",
-        bounds=Bounds(ge=512), reader="transformation.layer_plan, training.pretrain",
+        bounds=Bounds(ge=512), reader="transformation.layer_plan, training.dataset",
     )  # fmt: skip
     context_max: int = leaf(
         65536, "Longest sequence the model is made for", unit="tokens", section="16", bounds=_AT_LEAST_ONE,
@@ -405,25 +405,25 @@ class Train(Section):
 class Data(Section):
     """The data set a run builds and trains on. Where the raw corpus lies is an argument of the launcher."""
 
-    name: str = leaf("debian-docs", "Name of the data set", section="own", reader="training.pretrain")
+    name: str = leaf("debian-docs", "Name of the data set", section="own", reader="training.dataset")
     max_mb: float = leaf(
         24.0,
         "Raw text taken from the corpus at most",
         unit="MB",
         section="own",
         bounds=_POSITIVE,
-        reader="training.pretrain",
+        reader="training.dataset",
     )
     heldout_fraction: float = leaf(
         0.02, "Share of documents held out for evaluation, chosen by hash", section="own", bounds=Bounds(gt=0, lt=0.5),
-        reader="training.pretrain",
+        reader="training.dataset",
     )  # fmt: skip
     seed: int = leaf(
         0,
         "Seed of every choice while building the data set",
         section="own",
         bounds=Bounds(ge=0, lt=2**31),
-        reader="training.pretrain",
+        reader="training.dataset",
     )
 
 

@@ -1,4 +1,4 @@
-"""A user's mistake: one sentence that names the file or key and the way out, an exit code, no traceback, nothing lost."""
+"""A user's mistake: one sentence naming file or key and the way out, an exit code, no traceback, nothing lost."""
 
 from __future__ import annotations
 

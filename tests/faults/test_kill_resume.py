@@ -83,7 +83,9 @@ MOMENTS = {"before the first save": at_step(2), "between saves": at_step(6), "in
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_kill_and_run_again(prepared: Path, uninterrupted: dict[int, float], moment: str) -> None:
+def test_kill_and_run_again(
+    prepared: Path, uninterrupted: dict[int, float], moment: str, record_property: Callable[[str, object], None]
+) -> None:
     run = prepared.with_name(moment.replace(" ", "_"))
     shutil.copytree(prepared, run)
     process = start(run)
@@ -95,9 +97,13 @@ def test_kill_and_run_again(prepared: Path, uninterrupted: dict[int, float], mom
     for folder in manifests.complete(run / "checkpoints"):
         manifests.verify(folder)
     kept = manifests.latest_step(run / "checkpoints")
+    record_property("killed after step", max(losses(run)))
+    record_property("half-written folders left", len(list((run / "checkpoints").glob("*.tmp"))))
+    record_property("resumed after step", kept)
     message = finish(run)
     assert (f"resumed after step {kept}" in message) == (kept > 0)
     assert losses(run) == uninterrupted
+    record_property("losses equal bit for bit", f"{len(uninterrupted)}/{STEPS}")
     assert manifests.latest_step(run / "checkpoints") == STEPS
 
 

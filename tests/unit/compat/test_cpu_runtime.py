@@ -1,4 +1,4 @@
-"""The CPU runtime: every name it replaces exists, it is inert where there is CUDA, and it is the opt-in of the engine."""
+"""The CPU runtime: every name it replaces exists, it is inert where there is CUDA, and never installs itself."""
 
 import subprocess
 import sys

@@ -40,7 +40,7 @@ def test_explaining_a_key_says_all_that_is_known() -> None:
         "  Width of the residual stream",
         "  type        an integer, >= 1, in features",
         "  default     4096",
-        "  presets     64 in nano; 256 in pilot; 768 in small",
+        "  presets     64 in nano; 192 in pilot; 768 in small",
         "  section 16  1024 to 8192, an error unless limits=warn",
         "  defined in  section 12.1",
         "  on resume   must stay the same: a checkpoint belongs to this value",
@@ -76,7 +76,7 @@ def test_diff_is_an_aligned_table() -> None:
     assert [line for line in lines if line.startswith("train.steps ")][0].split() == [
         "train.steps",
         "50",
-        "400",
+        "320",
         "free",
     ]
     assert not [line for line in lines if line.startswith("model.norm.eps")]

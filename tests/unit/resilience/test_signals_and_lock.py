@@ -41,8 +41,8 @@ def test_a_second_term_ends_the_process() -> None:
 
 
 def test_the_lock_is_exclusive_and_freed(tmp_path: Path) -> None:
-    with exclusive(tmp_path), pytest.raises(OutputError, match=f"in use by process {os.getpid()}.*--out"):
-        with exclusive(tmp_path):
-            pass
+    refusal = pytest.raises(OutputError, match=f"in use by process {os.getpid()}.*--out")
+    with exclusive(tmp_path), refusal, exclusive(tmp_path):
+        pass
     with exclusive(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())

@@ -12,14 +12,18 @@ def test_same_seed_same_weights_other_seed_other_weights() -> None:
 
     a, b, c = weights(1), weights(1), weights(2)
     assert all(torch.equal(a[k], b[k]) for k in a)
-    moved = [k for k in a if "norm" not in k]
+    moved = [k for k in a if "norm" not in k and "tokentype" not in k]
     assert moved and not any(torch.equal(a[k], c[k]) for k in moved)
 
 
 def test_deeper_models_keep_the_weights_of_their_first_layers() -> None:
     shallow = {s.key: s.data for s in shards(engine_of(tiny("model.n_layers=2")).model)}
     deep = {s.key: s.data for s in shards(engine_of(tiny("model.n_layers=3")).model)}
-    same = [k for k in shallow if "norm" not in k and "linear_proj" not in k and "linear_fc2" not in k]
+    same = [
+        k
+        for k in shallow
+        if "norm" not in k and "tokentype" not in k and "linear_proj" not in k and "linear_fc2" not in k
+    ]
     assert same and all(torch.equal(shallow[k], deep[k]) for k in same)
 
 
@@ -31,3 +35,4 @@ def test_scales() -> None:
     projection = next(v for k, v in found.items() if k.endswith("linear_proj.weight"))
     assert abs(projection.std().item() - 0.025) < 0.002
     assert all((v == 1).all() for k, v in found.items() if "norm" in k)
+    assert (found["embedding.tokentype_embeddings.weight"] == 0).all()
