@@ -29,7 +29,7 @@ def losses(preset: str, steps: int, overrides: list[str], data: Path, measure: b
     from refractor_megatron.engines.megatron import MegatronEngine, start_distributed, stop_distributed
     from refractor_megatron.training.batches import rank_batches
     from refractor_megatron.training.schedule import schedule_of
-    from refractor_megatron.training.worker import flops_per_token, peak_of
+    from refractor_megatron.training.utilisation import flops_per_token, peak_of
 
     cfg = compose([f"experiment={preset}", *overrides])
     device = start_distributed()

@@ -114,10 +114,26 @@ def record_grids(steps: int) -> None:
         run([*command, "--data-root", str(Path(scratch) / "data")], OMP_NUM_THREADS="1")
         result = json.loads(out.read_text())
     rows = [
-        [name, str(r["ranks"]), f"{r['loss']:.1e}", f"{r['gradient']:.1e}", str(r["parameters"]), f"`{r['parameter']}`"]
+        [
+            name,
+            str(r["ranks"]),
+            f"{r['loss']:.1e}",
+            f"{r['norm']:.1e}",
+            f"{r['gradient']:.1e}",
+            str(r["parameters"]),
+            f"`{r['parameter']}`",
+        ]
         for name, r in result["grids"].items()
     ]
-    header = ["grid", "ranks", "max abs loss difference", "max relative gradient error", "tensors", "worst tensor"]
+    header = [
+        "grid",
+        "ranks",
+        "max loss difference",
+        "max error of the global norm",
+        "max gradient error",
+        "tensors",
+        "worst tensor",
+    ]
     text = (
         f"`nano`, fp32, {result['steps']} steps on the default corpus, every grid from its own initialisation (no "
         "checkpoint between them). The gradient error is the relative L2 difference of one parameter tensor's gradient "

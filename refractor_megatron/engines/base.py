@@ -38,6 +38,9 @@ class Engine(Protocol):
     data_size: int
     is_reporter: bool  # the one rank that speaks for the run
 
+    def reseed(self, step: int) -> None:
+        """Make every random choice of a step a function of (seed, step)."""
+
     def train_step(self, batches: Iterator[Batch], micro_batches: int, lr: float, weight_decay: float) -> StepResult:
         """Forward, backward, clip, update."""
 

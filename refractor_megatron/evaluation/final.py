@@ -20,9 +20,9 @@ from ..engines.megatron import MegatronEngine, start_distributed, stop_distribut
 from ..errors import CheckpointError, RefractorError
 from ..tokenizer import Tokenizer
 from ..training.batches import stack
+from ..training.dataset import open_stream
 from ..training.folder import RunFolder, write_json
 from ..training.state import TrainState
-from ..training.worker import open_stream
 from ..transformation.assemble_gpt import Grid
 from .baselines import measure_baselines
 from .heldout import measure
@@ -41,8 +41,11 @@ def evaluate(path: Path) -> dict[str, Any]:
     stream, train = open_stream(folder, cfg, "heldout"), open_stream(folder, cfg, "train")
     state = TrainState(cfg, engine, stream.digest)
     store = Store(folder.checkpoints, cfg.checkpoint.keep)
-    if not state.resume(store):
+    newest = store.latest()
+    if newest is None:
         raise CheckpointError(f"{folder.checkpoints} holds no complete checkpoint: train first.")
+    state.check_identity(newest)
+    state.load(store, newest, optimizer=False)
     final: dict[str, Any] = {"step": state.progress.step, "config_hash": cfg.hash, "data_digest": stream.digest}
     final["raw"] = asdict(measure(engine, stream, cfg.train.micro_batch))
     ema = state.ema

@@ -97,7 +97,7 @@ def known_peak(device_name: str, precision: str) -> Peak | None:
     return None
 
 
-def measure_peak(product: Callable[[], object], flops: float, what: str, seconds: float = 0.4) -> Peak:
+def measure_peak(product: Callable[[], object], flops: float, what: str, seconds: float = 1.0) -> Peak:
     """Peak of a device without a data-sheet figure: the fastest repetition of ``product`` within ``seconds``.
 
     ``product`` runs one large matrix product to its end (it synchronises an accelerator) and does ``flops`` FLOP: the

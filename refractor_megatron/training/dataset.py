@@ -1,14 +1,18 @@
-"""The dataset of a configuration, and ``refractor data``. Imports no torch."""
+"""The dataset of a configuration or a run, and ``refractor data``. Imports no torch."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.command import inspect_command
+from data_pipeline.stream import SampleStream
 
 from ..config import RunConfig, compose
+from ..errors import DataError
+from .folder import RunFolder
 
 if TYPE_CHECKING:
     from data_pipeline.build import BuiltData
@@ -29,6 +33,18 @@ def dataset_of(cfg: RunConfig, corpus: Path | None, root: Path) -> BuiltData:
         seed=data.seed,
         cache=root / "cache",
     )
+
+
+def open_stream(folder: RunFolder, cfg: RunConfig, split: str) -> SampleStream:
+    """The run's dataset, checked against the digest it was prepared for."""
+    data = json.loads(folder.data.read_text())
+    stream = SampleStream(Path(data["folder"]), cfg.train.seq_len, cfg.train.seed, split)
+    if stream.digest != data["digest"]:
+        raise DataError(
+            f"{data['folder']} has digest {stream.digest}, the run was prepared for {data['digest']}: "
+            "restore that dataset or start another run with --out."
+        )
+    return stream
 
 
 def add_corpus_flags(parser: argparse.ArgumentParser, preset: str) -> None:

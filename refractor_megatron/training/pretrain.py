@@ -19,6 +19,7 @@ from ..config.limits import check
 from ..config.schema import as_text, schema
 from ..errors import OutputError
 from ..resilience.lock import exclusive
+from ..resilience.signals import EXIT_STOPPED
 from .dataset import add_corpus_flags, dataset_of
 from .folder import RunFolder, write_json
 from .spawn import spawn
@@ -71,6 +72,9 @@ def _train_and_report(folder: RunFolder, cfg: RunConfig, ranks: int) -> int:
         print(f"{folder.path}: training is done (step {done} of {cfg.train.steps})")
     else:
         code = spawn("refractor_megatron.training.worker", [str(folder.path)], ranks)
+        if code == EXIT_STOPPED:
+            done = checkpoints.latest_step(folder.checkpoints)
+            print(f"stopped by a signal, saved at step {done} of {cfg.train.steps}: the same command goes on")
         if code:
             return code
     if not _is_final(folder, cfg.train.steps):

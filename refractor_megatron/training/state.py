@@ -66,13 +66,14 @@ class TrainState:
         if folder is None:
             return False
         self.check_identity(folder)
+        self._check_expert_grid(folder)
         self.load(store, folder)
         return True
 
-    def load(self, store: Store, folder: Path) -> None:
-        """Load the state of ``folder``, whatever grid wrote it."""
-        loaded = store.load(folder, self._sharded(loading=True))
-        self.engine.load(loaded["model"], loaded["optimizer"])
+    def load(self, store: Store, folder: Path, *, optimizer: bool = True) -> None:
+        """Load the state of ``folder``; without the optimizer (evaluation) whatever grid wrote it."""
+        loaded = store.load(folder, self._sharded(loading=True, optimizer=optimizer))
+        self.engine.load(loaded["model"], loaded.get("optimizer"))
         if self.ema is not None:
             self.ema.load(loaded["ema"])
         self.progress = Progress(**loaded["progress"])
@@ -90,9 +91,20 @@ class TrainState:
             if theirs != ours:
                 raise CheckpointError(f"{folder} has {name} {theirs}, this run has {ours}: {way_out}.")
 
-    def _sharded(self, loading: bool) -> dict[str, Any]:
+    def _check_expert_grid(self, folder: Path) -> None:
+        """Upstream keeps expert parameters in an optimizer of their own once EP > 1, under other names."""
+        theirs, ours = manifests.read(folder).grid["ep"], self.engine.grid.ep
+        if (theirs > 1) != (ours > 1):
+            raise CheckpointError(
+                f"{folder} was written with parallel.ep={theirs} and Megatron cannot move optimizer state between "
+                f"EP = 1 and EP > 1: resume with parallel.ep={theirs}, not {ours}."
+            )
+
+    def _sharded(self, loading: bool, optimizer: bool = True) -> dict[str, Any]:
         model = self.engine.model_state()
-        state: dict[str, Any] = {"model": model, "optimizer": self.engine.optimizer_state(model, loading)}
+        state: dict[str, Any] = {"model": model}
+        if optimizer:
+            state["optimizer"] = self.engine.optimizer_state(model, loading)
         if self.ema is not None:
             state["ema"] = self.ema.sharded_state()
         state["progress"] = asdict(self.progress)

@@ -14,9 +14,9 @@ from ..config import RunConfig
 from ..engines.megatron import MegatronEngine, start_distributed, stop_distributed
 from ..transformation.sharded import Shard, shards
 from .batches import rank_batches
+from .dataset import open_stream
 from .folder import RunFolder
 from .schedule import schedule_of
-from .worker import open_stream
 
 
 def gather(pieces: Iterable[Shard]) -> dict[str, np.ndarray[Any, Any]]:
@@ -41,6 +41,8 @@ def main(path: Path, steps: int) -> None:
     stream = open_stream(RunFolder(path), cfg, "train")
     schedule, batch, micro = schedule_of(cfg), cfg.train.global_batch, cfg.train.micro_batch
     losses: list[float] = []
+    norms: list[float] = []
+    routed: list[np.ndarray[Any, Any]] = []
     gradients: dict[str, list[np.ndarray[Any, Any]]] = {}
     for step in range(1, steps + 1):
         micro_batches = batch // (micro * engine.data_size)
@@ -48,9 +50,17 @@ def main(path: Path, steps: int) -> None:
         losses.append(engine.accumulate(batches, micro_batches))
         for key, value in gather(shards(engine.model, lambda p: p.main_grad)).items():  # type: ignore[attr-defined]
             gradients.setdefault(key, []).append(value)
-        engine.apply(losses[-1], schedule(step), cfg.train.optimizer.wd)
+        result = engine.apply(losses[-1], schedule(step), cfg.train.optimizer.wd)
+        norms.append(result.grad_norm)
+        if result.router is not None:
+            routed.append(result.router[:, :-2].numpy())
     if dist.get_rank() == 0:
-        arrays: dict[str, Any] = {"loss": np.array(losses), **{k: np.stack(v) for k, v in gradients.items()}}
+        arrays: dict[str, Any] = {
+            "loss": np.array(losses),
+            "norm": np.array(norms),
+            "routed": np.array(routed),
+            **{k: np.stack(v) for k, v in gradients.items()},
+        }
         np.savez(path / "trace.npz", **arrays)
     stop_distributed()
 

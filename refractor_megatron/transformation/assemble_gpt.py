@@ -78,7 +78,9 @@ def transformer_config(plan: LayerPlan, router: RouterPlan, grid: Grid, *, bf16:
         "persist_layer_norm": False,
         "apply_rope_fusion": False,
         "use_cpu_initialization": not torch.cuda.is_available(),
-        "perform_initialization": False,  # initialise.py does it, the same on every grid
+        # initialise.py overwrites every weight, but upstream marks tensor-parallel parameters only while it initialises
+        # them, and without the mark the gradient norm counts one rank's share alone
+        "perform_initialization": True,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "bf16": bf16,

@@ -20,7 +20,7 @@ def test_grids_equal_one_rank(tmp_path: Path) -> None:
     table = json.loads(out.read_text())["grids"]
     assert set(table) == {"dp2", "tp2", "pp2", "ep2"}
     for name, row in table.items():
-        assert row["loss"] <= 1e-5 and row["gradient"] <= 1e-4, (name, row)
+        assert row["loss"] <= 1e-5 and row["gradient"] <= 1e-4 and row["norm"] <= 1e-4, (name, row)
         assert row["parameters"] == 20  # nano: every weight of two layers, embeddings and head
 
 
@@ -30,7 +30,13 @@ def test_a_wrong_gradient_is_found(tmp_path: Path) -> None:
 
     from refractor_megatron.training.parity import compare
 
-    good = {"loss": np.ones(3), "a": np.ones((3, 4), np.float32), "b": np.ones((3, 2, 2), np.float32)}
+    good = {
+        "loss": np.ones(3),
+        "norm": np.ones(3),
+        "routed": np.ones((3, 2, 4)),
+        "a": np.ones((3, 4), np.float32),
+        "b": np.ones((3, 2, 2), np.float32),
+    }
     np.savez(tmp_path / "one.npz", **good)
     assert compare(tmp_path / "one.npz", tmp_path / "one.npz").holds
     bad = {**good, "b": good["b"].copy()}

@@ -1,36 +1,27 @@
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.build import BuiltData
-from data_pipeline.command import add_parser
 from data_pipeline.progress import Progress
+from refractor_megatron.cli import main
 from tests.unit.data_pipeline.corpora import write_texts
-
-
-def parsed(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    return parser.parse_args(["data", *words])
 
 
 def test_build_prints_receipts_and_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = write_texts(tmp_path / "corpus", 8)
-    args = parsed("build", "--corpus", str(corpus), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"))
-    values = {"name": "mine", "vocab_size": 300, "max_mb": 1.0, "heldout_fraction": 0.2, "seed": 0}
-    assert args.run(argparse.Namespace(**vars(args), **values)) == 0
+    arguments = ["data", "build", "--preset", "nano", "--corpus", str(corpus), "--data-root", str(tmp_path / "data")]
+    assert main([*arguments, "model.vocab_size=512", "data.heldout_fraction=0.2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert Path(lines[-1]).is_dir() and Path(lines[-1]).name.startswith("mine-")
+    assert Path(lines[-1]).is_dir() and Path(lines[-1]).name.startswith("corpus-")
     table = next(line for line in lines if line.startswith("corpus "))
     assert "not stated" in table and " 9 " in table
 
 
 def test_inspect_shows_counts_roles_and_heads(mixed: BuiltData, capsys: pytest.CaptureFixture[str]) -> None:
-    args = parsed("inspect", str(mixed.folder))
-    assert args.run(args) == 0
+    assert main(["data", "inspect", str(mixed.folder)]) == 0
     text = capsys.readouterr().out
     train = mixed.manifest["splits"]["train"]
     assert f"train: {train['documents']} documents, {train['tokens']} tokens" in text

@@ -1,0 +1,43 @@
+"""What MFU divides: the FLOPs of a training token, and the peak of this rank's device."""
+
+from __future__ import annotations
+
+import torch
+
+from ..distinction.roles import DOCUMENT_ROLE, ROLE_ID
+from ..engines.megatron import MegatronEngine
+from ..fabric.plan import plan_for
+from ..telemetry import flops
+
+
+def flops_per_token(engine: MegatronEngine) -> float:
+    """Training FLOPs of a token of a plain document, counting only the pairs that the mask leaves."""
+    plan, length = engine.plan, engine.seq_len
+    records = torch.zeros(1, length, 4, dtype=torch.int32)
+    records[..., 2] = ROLE_ID[DOCUMENT_ROLE]
+    pairs = sum(
+        plan_for(records, engine.rules, a.window, a.block_size, a.summaries_per_block).stats.legal_edges
+        for a in plan.attention
+    )
+    head = plan.attention[0]
+    return flops.train_flops_per_token(plan.active_parameters, pairs / length, head.heads, head.head_dim)
+
+
+def peak_of(engine: MegatronEngine) -> flops.Peak:
+    """Peak of this rank's device: from the data sheet, else measured with a matrix product."""
+    dtype = torch.bfloat16 if engine.config.bf16 else torch.float32
+    name = "bf16" if engine.config.bf16 else "fp32"
+    if engine.device.type == "cuda":
+        tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+        known = flops.known_peak(torch.cuda.get_device_name(), "tf32" if tf32 else name)
+        if known is not None:
+            return known
+    n = 1024 if engine.device.type == "cpu" else 8192
+    a = torch.ones(n, n, dtype=dtype, device=engine.device)
+
+    def product() -> None:
+        a @ a
+        torch.cuda.synchronize()
+
+    where = f"{torch.get_num_threads()} threads" if engine.device.type == "cpu" else torch.cuda.get_device_name()
+    return flops.measure_peak(product, 2.0 * n**3, f"{name} GEMM, {where}")
