@@ -73,7 +73,8 @@ class TrainState:
     def load(self, store: Store, folder: Path, *, optimizer: bool = True) -> None:
         """Load the state of ``folder``; without the optimizer (evaluation) whatever grid wrote it."""
         loaded = store.load(folder, self._sharded(loading=True, optimizer=optimizer))
-        self.engine.load(loaded["model"], loaded.get("optimizer"))
+        # what is not sharded comes back unasked: without the optimizer, its parameter groups are of no use
+        self.engine.load(loaded["model"], loaded["optimizer"] if optimizer else None)
         if self.ema is not None:
             self.ema.load(loaded["ema"])
         self.progress = Progress(**loaded["progress"])
