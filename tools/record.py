@@ -65,8 +65,8 @@ def processor() -> str:
     return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, no GPU"
 
 
-def write(name: str, title: str, commands: Sequence[str], body: str) -> None:
-    """Write ``outbox/benchmarks/NAME.md``."""
+def write(name: str, title: str, commands: Sequence[str], body: str, evidence: Sequence[str]) -> None:
+    """Write ``outbox/benchmarks/NAME.md``; ``evidence`` are links relative to it."""
     BENCHMARKS.mkdir(parents=True, exist_ok=True)
     commit = output(["git", "describe", "--always", "--dirty", "--abbrev=12"])
     head = [
@@ -76,6 +76,7 @@ def write(name: str, title: str, commands: Sequence[str], body: str) -> None:
         f"- commit: `{commit}`",
         f"- hardware: {processor()} (a shared machine: single times are upper bounds)",
         *(f"- command: `{command}`" for command in commands),
+        "- evidence: " + ", ".join(f"[{Path(link).name}]({link})" for link in evidence),
         "",
     ]
     path = BENCHMARKS / f"{name}.md"
@@ -101,9 +102,8 @@ def record_tests(name: str, argument: str) -> None:
         measured = ", ".join(f"{p.get('name')} {p.get('value')}" for p in case.iter("property"))
         faults = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
         rows.append([f"`{case.get('name')}`", faults[0] if faults else "passed", measured or "-"])
-    write(
-        name, title, [f"python tools/record.py {argument}"], f"{text}\n\n{table(['test', 'result', 'measured'], rows)}"
-    )
+    body = f"{text}\n\n{table(['test', 'result', 'measured'], rows)}"
+    write(name, title, [f"python tools/record.py {argument}"], body, [f"../../{test}" for test in tests])
 
 
 def record_grids(steps: int) -> None:
@@ -139,7 +139,9 @@ def record_grids(steps: int) -> None:
         "checkpoint between them). The gradient error is the relative L2 difference of one parameter tensor's gradient "
         "before clipping, the largest over tensors and steps. Tolerances: 1e-5 and 1e-4.\n\n"
     )
-    write("grids", "Grids against one rank", ["python tools/record.py grids"], text + table(header, rows))
+    (BENCHMARKS / "grids.json").write_text(json.dumps(result, indent=1) + "\n")
+    command = "python tools/record.py grids"
+    write("grids", "Grids against one rank", [command], text + table(header, rows), ["grids.json"])
 
 
 def record_fresh() -> None:
@@ -165,10 +167,11 @@ def record_fresh() -> None:
     rows = [[what, f"{seconds:.0f} s"] for what, seconds in times.items()] + run_rows(pilot)
     command = "python tools/record.py fresh"
     body = table(["what", "result"], rows) + "\n![plots](pilot_cpu.png)\n\n" + samples(pilot)
-    write("pilot_cpu", "The pilot, from a fresh clone", [command, shlex.join(launch)], body)
+    evidence = [keep(pilot, "pilot_cpu"), "pilot_cpu.png"]
+    write("pilot_cpu", "The pilot, from a fresh clone", [command, shlex.join(launch)], body, evidence)
     rows = [["50 steps, data, evaluation and report included, after install", f"{nano:.0f} s"], *run_rows(small)]
-    write("nano_cpu", "nano, 50 steps", [command, "bash launch/pretrain_local.sh --preset nano --steps 50"],
-          table(["what", "result"], rows))  # fmt: skip
+    commands = [command, "bash launch/pretrain_local.sh --preset nano --steps 50"]
+    write("nano_cpu", "nano, 50 steps", commands, table(["what", "result"], rows), [keep(small, "nano_cpu")])
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -177,6 +180,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     found = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
     found["steps"] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return found
+
+
+def keep(run_data: dict[str, Any], name: str) -> str:
+    """Keep a run's results beside its record, losses of every step included; returns the file's name."""
+    losses = {step["step"]: step["loss"] for step in run_data["steps"]}
+    kept = {**{k: run_data[k] for k in ("final", "baselines", "environment", "device")}, "loss": losses}
+    (BENCHMARKS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    return f"{name}.json"
 
 
 def run_rows(run_data: dict[str, Any]) -> list[list[str]]:
