@@ -26,6 +26,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "outbox" / "benchmarks"
+#: What is measured; taken before the first record makes the tree dirty.
+COMMIT = subprocess.run(
+    ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.strip()
 
 #: name -> (title, what it shows, tests)
 TEST_RECORDS = {
@@ -52,11 +56,6 @@ def run(command: Sequence[str], cwd: Path = ROOT, **environment: str) -> float:
     return time.monotonic() - started
 
 
-def output(command: Sequence[str]) -> str:
-    """What a command prints."""
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-
 def processor() -> str:
     """Model name of the processor, with its count."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -68,12 +67,11 @@ def processor() -> str:
 def write(name: str, title: str, commands: Sequence[str], body: str, evidence: Sequence[str]) -> None:
     """Write ``outbox/benchmarks/NAME.md``; ``evidence`` are links relative to it."""
     BENCHMARKS.mkdir(parents=True, exist_ok=True)
-    commit = output(["git", "describe", "--always", "--dirty", "--abbrev=12"])
     head = [
         f"# {title}",
         "",
         f"- date: {datetime.date.today().isoformat()}",
-        f"- commit: `{commit}`",
+        f"- commit: `{COMMIT}`",
         f"- hardware: {processor()} (a shared machine: single times are upper bounds)",
         *(f"- command: `{command}`" for command in commands),
         "- evidence: " + ", ".join(f"[{Path(link).name}]({link})" for link in evidence),

@@ -60,7 +60,7 @@ def evaluate(path: Path) -> dict[str, Any]:
     }
     with ema.swapped_in() if ema is not None else contextlib.nullcontext():
         samples = _samples(cfg, engine, stream, json.loads(folder.data.read_text())["folder"])
-    write_json(folder.baselines, baselines)
+    write_json(folder.baselines, {"config_hash": cfg.hash, **baselines})
     write_json(folder.samples, samples)
     write_json(folder.final, final)
     return final
@@ -82,6 +82,7 @@ def _samples(cfg: RunConfig, engine: MegatronEngine, stream: SampleStream, data:
                 "prompt": tokenizer.decode(batch.tokens[0, :prompt].tolist()).decode("utf-8", "replace"),
                 "continuation": tokenizer.decode(new[0].tolist()).decode("utf-8", "replace"),
                 **asdict(options),
+                "config_hash": cfg.hash,
             }
         )
     return samples

@@ -70,9 +70,10 @@ def draw_loss(axes: Axes, run: RunData) -> bool:
     ]
     for name, level in lines:
         axes.axhline(level, color=AMBER, linewidth=1.1, dashes=(5, 3), zorder=2)
+        right = name == "unigram"  # the curve starts high and ends low: each label stands where it is not
         axes.annotate(
-            f"{name} {level:.2f}", (1, level), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", va="bottom", color=AMBER, fontsize=9,
+            f"{name} {level:.2f}", (right, level), (-2 if right else 4, 3), xycoords=("axes fraction", "data"),
+            textcoords="offset points", ha="right" if right else "left", va="bottom", color=AMBER, fontsize=9,
         )  # fmt: skip
     _limit_loss(axes, [y * scale for y in (loss, *(y for _, y in held.values()))], [level for _, level in lines])
     axes.set_ylabel("bits per byte" if factor else "nats per token")

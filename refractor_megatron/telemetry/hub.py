@@ -43,6 +43,7 @@ class Telemetry:
         tensorboard: bool,
         wandb: bool,
         config: Mapping[str, Any],
+        config_hash: str = "unknown",
         resume_step: int = 0,
         warn: Warn | None = None,
         extra_sinks: Sequence[Sink] = (),
@@ -50,12 +51,14 @@ class Telemetry:
         """Open the logs of ``run_dir`` to go on after ``resume_step`` (0: from the start).
 
         Records of later steps, left by a run that was killed after its last checkpoint, are set aside. ``config`` is
-        the resolved configuration (shown by W&B); ``warn`` takes one-line warnings, standard error by default. Raises
+        the resolved configuration (shown by W&B), ``config_hash`` its identity, written with every record; ``warn``
+        takes one-line warnings, standard error by default. Raises
         `CapabilityError` where a sink is switched on and its library is not installed, `OutputError` where ``run_dir``
         cannot be written.
         """
         _require("tensorboard", tensorboard)
         _require("wandb", wandb)
+        self._config_hash = config_hash
         self._warn: Warn = warn or (lambda text: print(text, file=sys.stderr, flush=True))
         self._logs = {name: _Log(run_dir / name, resume_step, self._warn) for name in (METRICS_FILE, EVAL_FILE)}
         sinks: list[Sink] = list(extra_sinks)
@@ -69,7 +72,7 @@ class Telemetry:
         """Log the training metrics of ``step`` (names and kinds of `registry.STEP_METRICS`, else an assertion)."""
         STEP_METRICS.check(metrics)
         now = time.time()
-        self._logs[METRICS_FILE].write({"step": step, "time": now, **metrics})
+        self._logs[METRICS_FILE].write({"step": step, "time": now, "config": self._config_hash, **metrics})
         self._spread((step, now, "train", dict(metrics)))
 
     def log_eval(self, step: int, weights: str, metrics: Mapping[str, MetricValue]) -> None:
@@ -77,7 +80,9 @@ class Telemetry:
         assert weights in ("raw", "ema"), f"weights must be raw or ema, not {weights!r}"
         EVAL_METRICS.check(metrics)
         now = time.time()
-        self._logs[EVAL_FILE].write({"step": step, "weights": weights, "time": now, **metrics})
+        self._logs[EVAL_FILE].write(
+            {"step": step, "weights": weights, "time": now, "config": self._config_hash, **metrics}
+        )
         self._spread((step, now, f"eval/{weights}", dict(metrics)))
 
     @property

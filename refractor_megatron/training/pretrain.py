@@ -59,7 +59,7 @@ def pretrain(args: argparse.Namespace) -> int:
     with exclusive(folder.path):
         _adopt_config(folder, cfg)
         data = _data(folder, cfg, args)
-        _record_environment(folder, args)
+        _record_environment(folder, cfg, args)
         if args.prepare_only:
             print(f"prepared {folder.path}: config {cfg.hash}, data {data['digest'][:12]}")
             return 0
@@ -120,7 +120,7 @@ def _data(folder: RunFolder, cfg: RunConfig, args: argparse.Namespace) -> dict[s
     return entry
 
 
-def _record_environment(folder: RunFolder, args: argparse.Namespace) -> None:
+def _record_environment(folder: RunFolder, cfg: RunConfig, args: argparse.Namespace) -> None:
     def installed(name: str) -> str:
         try:
             return version(name)
@@ -136,6 +136,7 @@ def _record_environment(folder: RunFolder, args: argparse.Namespace) -> None:
     write_json(
         folder.environment,
         {
+            "config_hash": cfg.hash,
             "package": __version__,
             "commit": git.stdout.strip() or "unknown",
             "python": platform.python_version(),

@@ -94,6 +94,7 @@ def _callbacks(
             tensorboard=logging.tensorboard,
             wandb=logging.wandb,
             config=cfg.to_dict(),
+            config_hash=cfg.hash,
             resume_step=state.progress.step,
             warn=console.message,
         )

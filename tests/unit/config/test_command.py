@@ -76,7 +76,7 @@ def test_diff_is_an_aligned_table() -> None:
     assert [line for line in lines if line.startswith("train.steps ")][0].split() == [
         "train.steps",
         "50",
-        "320",
+        "480",
         "free",
     ]
     assert not [line for line in lines if line.startswith("model.norm.eps")]
