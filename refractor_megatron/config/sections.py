@@ -381,7 +381,7 @@ class Train(Section):
         reader="training.worker",
     )  # fmt: skip
     seq_len: int = leaf(
-        4096, "Tokens of a sequence", unit="tokens", section="own", bounds=_AT_LEAST_ONE, reader="training.worker"
+        4096, "Tokens of a sequence", unit="tokens", section="own", bounds=_AT_LEAST_ONE, reader="training.dataset"
     )
     seed: int = leaf(
         1234, "Seed of initial weights and of the order of samples", section="own", bounds=Bounds(ge=0, lt=2**31),
@@ -497,7 +497,12 @@ class Evaluation(Section):
         reader="training.worker",
     )
     batches: int = leaf(
-        8, "Global batches per evaluation", section="own", bounds=_AT_LEAST_ONE, resume="free", reader="training.worker"
+        8,
+        "Held-out micro-batches per evaluation",
+        section="own",
+        bounds=_AT_LEAST_ONE,
+        resume="free",
+        reader="training.worker",
     )
     samples: int = leaf(
         3,
