@@ -89,8 +89,8 @@ def _train_and_report(folder: RunFolder, cfg: RunConfig, ranks: int) -> int:
 
 
 def _adopt_config(folder: RunFolder, cfg: RunConfig) -> None:
-    """Write the resolved configuration, or make sure that the run already there is the same one."""
-    if folder.config.exists():
+    """Write the resolved configuration, unless checkpoints of another one are there."""
+    if folder.config.exists() and checkpoints.complete(folder.checkpoints):
         old = RunConfig.load(folder.config)
         if old.fixed_hash != cfg.fixed_hash:
             theirs, ours = old.values(), cfg.values()
@@ -109,7 +109,7 @@ def _adopt_config(folder: RunFolder, cfg: RunConfig) -> None:
 def _data(folder: RunFolder, cfg: RunConfig, args: argparse.Namespace) -> dict[str, str]:
     built = dataset_of(cfg, args.corpus, args.data_root)
     entry = {"folder": str(built.folder.resolve()), "digest": built.manifest["content_sha256"]}
-    if folder.data.exists():
+    if folder.data.exists() and checkpoints.complete(folder.checkpoints):
         old = json.loads(folder.data.read_text())
         if old["digest"] != entry["digest"]:
             raise OutputError(

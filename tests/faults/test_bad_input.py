@@ -130,6 +130,17 @@ def test_another_configuration_in_the_same_folder(run: Path, capsys: pytest.Capt
     assert (run / "config.yaml").read_bytes() == before and manifests.latest_step(run / "checkpoints") == 3
 
 
+def test_a_mistake_before_training_does_not_claim_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing corpus, then another configuration in the same folder: there is nothing to protect yet."""
+    write_corpus(tmp_path / "text")
+    wrong = arguments_of(tmp_path)
+    wrong[wrong.index("--corpus") + 1] = str(tmp_path / "missing")
+    refused(capsys, wrong, 3, "missing")
+    assert main([*arguments_of(tmp_path), "train.optimizer.lr=1e-3", "--prepare-only"]) == 0
+
+
 @pytest.mark.slow
 def test_another_corpus_in_the_same_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "other.txt").write_text("some other words, quite a few of them\n" * 2000)
