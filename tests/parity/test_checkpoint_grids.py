@@ -71,8 +71,7 @@ def test_checkpoint_of_a_grid_equals_one_rank(root: Path, grid: str) -> None:
     assert expected.keys() == found.keys() or (grid == "ep2" and not any(name.startswith("adam") for name in found))
     for name in found:
         value = expected[name]
-        # Adam's first steps are near ±lr whatever the gradient's size, so rounding of tiny gradients shows in weights.
-        bound = 2e-3 * value.norm().clamp_min(1e-6)
+        bound = 2e-4 * value.norm().clamp_min(1e-6)
         assert (found[name] - value).norm() <= bound, name
     evaluations = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
     reference = [json.loads(line) for line in (root / "one" / "eval.jsonl").read_text().splitlines()]
