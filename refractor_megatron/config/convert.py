@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from typing import cast
 
 from ..errors import ConfigError
 from .schema import as_text, schema
@@ -21,7 +22,7 @@ def convert(leaf: Leaf, value: Value, where: str) -> Value:
             return None
         raise _mistyped(leaf, value, where)
     if leaf.kind is tuple:
-        return _mask_list(leaf, value, where)
+        return _list(leaf, value, where)
     if leaf.kind is float and type(value) is int:
         value = float(value)
     if type(value) is not leaf.kind:
@@ -69,13 +70,14 @@ def _type_name(value: Value) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _mask_list(leaf: Leaf, value: Value, where: str) -> tuple[dict[str, Value], ...]:
+def _list(leaf: Leaf, value: Value, where: str) -> tuple[Value, ...]:
     if not isinstance(value, (list, tuple)):
         raise _mistyped(leaf, value, where)
-    for index, rule in enumerate(value):
-        if not isinstance(rule, dict):
-            raise ConfigError(f"{where}: {leaf.key}[{index}] must be a mapping with a name, not {as_text(rule)}.")
-    return tuple(dict(rule) for rule in value)
+    for index, entry in enumerate(value):
+        if type(entry) is not leaf.element:
+            wanted = {dict: "a mapping with a name", int: "an integer", str: "a string"}[cast(type, leaf.element)]
+            raise ConfigError(f"{where}: {leaf.key}[{index}] must be {wanted}, not {as_text(entry)}.")
+    return tuple(dict(entry) if leaf.element is dict else entry for entry in value)
 
 
 def leaf_of(key: str, where: str) -> Leaf:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .masks import mask_problems
+from .relation_limits import relation_problems, relation_warnings
 from .schema import RunConfig, as_text, schema
 
 Values = Mapping[str, Any]
@@ -29,12 +30,12 @@ def check(cfg: RunConfig, ranks: int | None = None) -> list[str]:
         *_reserved(v),
         *_shape(v),
         *_sequence(v),
-        *_linear_mode(v),
+        *relation_problems(v),
         *_schedule(v),
         *mask_problems(v),
     ]
     problems += [*_grid(v), *(_ranks(v, ranks) if ranks is not None else ())]
-    warnings = list(_without_effect(v))
+    warnings = list(relation_warnings(v))
     if outside := _outside_section_16(v):
         sentence = f"outside the ranges of section 16: {outside}"
         if v["limits"] == "enforce":
@@ -64,15 +65,6 @@ def _outside_section_16(v: Values) -> str:
     return ", ".join(found)
 
 
-def _without_effect(v: Values) -> Iterator[str]:
-    window, length = v["relation.local.window"], v["train.seq_len"]
-    if window >= length and v["relation.global.summaries_per_block"]:
-        yield (
-            f"relation.local.window={window} covers the whole of train.seq_len={length}, so summaries are never read "
-            f"and the model has none: set relation.global.summaries_per_block=0 to say so"
-        )
-
-
 def _reserved(v: Values) -> Iterator[str]:
     for key, leaf in schema().items():
         if leaf.reserved and v[key] != leaf.default:
@@ -98,6 +90,11 @@ def _shape(v: Values) -> Iterator[str]:
             f"model.rope.dim={dim} is the rotary width over all heads and leaves {dim / heads:g} for each of "
             f"model.n_heads={heads}, which must be even: set a multiple of {2 * heads}"
         )
+    if v["model.rope.scaling"] == "yarn" and v["model.rope.beta_fast"] < v["model.rope.beta_slow"]:
+        yield (
+            f"model.rope.beta_fast={as_text(v['model.rope.beta_fast'])} is below model.rope.beta_slow="
+            f"{as_text(v['model.rope.beta_slow'])}: features that turn fast keep their frequency, slow ones do not"
+        )
     if v["model.ffn.type"] == "moe" and v["model.ffn.topk"] > v["model.ffn.experts"]:
         yield (
             f"model.ffn.topk={v['model.ffn.topk']} exceeds model.ffn.experts={v['model.ffn.experts']}: a token can "
@@ -106,29 +103,11 @@ def _shape(v: Values) -> Iterator[str]:
 
 
 def _sequence(v: Values) -> Iterator[str]:
-    length, window, block = v["train.seq_len"], v["relation.local.window"], v["relation.global.block_size"]
+    length = v["train.seq_len"]
     if length > v["model.context_max"]:
         yield (
             f"train.seq_len={length} exceeds model.context_max={v['model.context_max']}: shorten the sequences "
             f"or raise model.context_max"
-        )
-    if v["relation.global.summaries_per_block"] == 0:
-        return
-    yield from _multiple(v, "train.seq_len", "relation.global.block_size", "blocks must fill the sequence")
-    if block > window and window < length:
-        yield (
-            f"relation.global.block_size={block} exceeds relation.local.window={window}: tokens that left the window "
-            f"would wait for their summary, unread; set a block no larger than the window"
-        )
-
-
-def _linear_mode(v: Values) -> Iterator[str]:
-    switch, length = v["relation.linear_mode.L_switch"], v["train.seq_len"]
-    if v["relation.linear_mode.enabled"] and length > switch:
-        yield (
-            f"train.seq_len={length} exceeds relation.linear_mode.L_switch={switch} and linear attention is not "
-            f"part of this version: keep train.seq_len <= {switch}, or set relation.linear_mode.enabled=false for "
-            f"exact attention"
         )
 
 
@@ -155,8 +134,13 @@ def _schedule(v: Values) -> Iterator[str]:
 
 
 def _grid(v: Values) -> Iterator[str]:
-    for key in ("model.n_heads", "model.n_kv_heads", "model.ffn.hidden", "train.seq_len"):
+    for key in ("model.n_heads", "model.n_kv_heads", "model.ffn.hidden"):
         yield from _multiple(v, key, "parallel.tp", "choose a parallel.tp that divides it")
+    if v["train.seq_len"] // v["parallel.cp"] % v["parallel.tp"]:
+        yield (
+            f"train.seq_len={v['train.seq_len']} over parallel.cp={v['parallel.cp']} ranks is not a multiple of "
+            f"parallel.tp={v['parallel.tp']}: choose a parallel.tp that divides it"
+        )
     yield from _multiple(v, "model.n_layers", "parallel.pp", "every stage holds the same number of layers")
     if v["parallel.ep"] == 1:
         return
@@ -167,18 +151,20 @@ def _grid(v: Values) -> Iterator[str]:
 
 
 def _ranks(v: Values, ranks: int) -> Iterator[str]:
-    tp, pp, ep = v["parallel.tp"], v["parallel.pp"], v["parallel.ep"]
-    if ranks % (tp * pp):
+    tp, cp, pp, ep = (v[f"parallel.{name}"] for name in ("tp", "cp", "pp", "ep"))
+    if ranks % (tp * cp * pp):
+        context = f" times parallel.cp={cp}" if cp > 1 else ""
         yield (
-            f"{ranks} ranks cannot form a grid of parallel.tp={tp} times parallel.pp={pp}: start a multiple of "
-            f"{tp * pp} ranks"
+            f"{ranks} ranks cannot form a grid of parallel.tp={tp}{context} times parallel.pp={pp}: start a multiple "
+            f"of {tp * cp * pp} ranks"
         )
         return
-    dp = ranks // (tp * pp)
-    if (dp * tp) % ep:
+    dp = ranks // (tp * cp * pp)
+    stage = ranks // pp
+    if stage % ep:
         yield (
-            f"parallel.ep={ep} does not divide the {dp * tp} ranks of a pipeline stage: choose parallel.ep among the "
-            f"divisors of {dp * tp}"
+            f"parallel.ep={ep} does not divide the {stage} ranks of a pipeline stage: choose parallel.ep among the "
+            f"divisors of {stage}"
         )
     batch, micro = v["train.global_batch"], v["train.micro_batch"]
     if batch % (micro * dp):

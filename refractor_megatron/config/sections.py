@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .relation import Relation as Relation
 from .tree import Bounds, Section, branch, leaf
 
 _POSITIVE = Bounds(gt=0)
 _NOT_NEGATIVE = Bounds(ge=0)
 _AT_LEAST_ONE = Bounds(ge=1)
-_SHARE = Bounds(ge=0, le=1)
 _BELOW_ONE = Bounds(ge=0, lt=1)
 
 #: Rules of the five mask classes that ship with the reference preset. Plain documents (role ``data``, no scope bits)
@@ -83,6 +83,18 @@ class Rope(Section):
         4096, "Rotary width summed over all heads; equal to d_model every feature rotates", unit="features",
         bounds=Bounds(ge=2), reader="transformation.layer_plan",
     )  # fmt: skip
+    scaling: Literal["linear", "yarn"] = leaf(
+        "linear", "How alpha extends the context: positions times alpha, or YaRN with factor 1/alpha from context_max "
+        "times alpha", section="own", reader="transformation.layer_plan",
+    )  # fmt: skip
+    beta_fast: float = leaf(
+        32.0, "YaRN: features that turn more often than this within the original length keep their frequency",
+        unit="turns", section="own", bounds=_POSITIVE, reader="transformation.layer_plan",
+    )  # fmt: skip
+    beta_slow: float = leaf(
+        1.0, "YaRN: features that turn less often than this are interpolated", unit="turns", section="own",
+        bounds=_POSITIVE, reader="transformation.layer_plan",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -139,82 +151,6 @@ class Model(Section):
     ffn: Ffn = branch(Ffn)
     norm: Norm = branch(Norm)
     rope: Rope = branch(Rope)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Local(Section):
-    """Tier A: attention to near keys."""
-
-    window: int = leaf(
-        512,
-        "Keys a query sees, itself included",
-        unit="tokens",
-        bounds=_AT_LEAST_ONE,
-        reader="transformation.layer_plan",
-    )
-    pattern: Literal["sliding"] = leaf(
-        "sliding", "Shape of the local neighbourhood", reader="transformation.layer_plan"
-    )
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Global(Section):
-    """Tier B: attention to pooled summaries of earlier blocks."""
-
-    block_size: int = leaf(
-        128,
-        "Tokens pooled into one set of summaries",
-        unit="tokens",
-        bounds=_AT_LEAST_ONE,
-        reader="transformation.layer_plan",
-    )
-    summaries_per_block: int = leaf(
-        2,
-        "Summaries of each block; 0 turns the tier off",
-        bounds=Bounds(ge=0, le=4),
-        reader="transformation.layer_plan",
-    )
-    type: Literal["attn_pool"] = leaf("attn_pool", "How a block is pooled", reader="transformation.layer_plan")
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Retrieval(Section):
-    """Tier C: attention to retrieved records."""
-
-    fan_in: int = leaf(8, "Retrieved records per step", bounds=_NOT_NEGATIVE, limit=(0, 16), reserved=True)
-    sigma_min: float = leaf(
-        0.45, "Smallest cosine similarity", bounds=Bounds(ge=-1, le=1), limit=(0.35, 0.6), reserved=True
-    )
-    t_max_s: int = leaf(604800, "Greatest age of a record", unit="seconds", bounds=_NOT_NEGATIVE, reserved=True)
-    trust_min: float = leaf(0.6, "Smallest trust of a record's source", bounds=_SHARE, reserved=True)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class LinearMode(Section):
-    """Attention for sequences beyond ``L_switch``."""
-
-    enabled: bool = leaf(True, "Use linear attention for sequences longer than L_switch", reader="config")
-    L_switch: int = leaf(
-        65536, "Longest sequence with exact attention", unit="tokens", bounds=_AT_LEAST_ONE, reader="config"
-    )
-    kernel: Literal["elu+1", "favor+"] = leaf("elu+1", "Feature map of linear attention", reserved=True)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Relation(Section):
-    """Who attends to whom, and by which kernel."""
-
-    local: Local = branch(Local)
-    global_: Global = branch(Global)
-    retrieval: Retrieval = branch(Retrieval)
-    linear_mode: LinearMode = branch(LinearMode)
-    backend: Literal["auto", "dense", "blocksparse_cpu"] = leaf(
-        "auto",
-        "Attention kernel; auto takes the best one the device has",
-        section="own",
-        resume="free",
-        reader="transformation.layer_plan",
-    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -275,6 +211,10 @@ class Router(Section):
     renormalize_topk: bool = leaf(
         True, "Rescale the chosen experts' probabilities to sum to one", section="own", reader="engines.megatron"
     )
+    gate_features: bool = leaf(
+        False, "Add learned weights of the token's role and scope bits to the gate's logits", section="3",
+        reader="engines.megatron",
+    )  # fmt: skip
     lb: LoadBalance = branch(LoadBalance)
     regret: Regret = branch(Regret)
 
@@ -429,7 +369,7 @@ class Data(Section):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Parallel(Section):
-    """Grid of ranks; data parallelism is ranks/(tp*pp), sequence parallelism follows tp > 1."""
+    """Grid of ranks; data parallelism is ranks/(tp*cp*pp), sequence parallelism follows tp > 1."""
 
     tp: int = leaf(
         1,
@@ -445,6 +385,15 @@ class Parallel(Section):
         "Ranks that share the layers (pipeline parallel)",
         unit="ranks",
         section="15",
+        bounds=_AT_LEAST_ONE,
+        resume="free",
+        reader="engines.megatron",
+    )
+    cp: int = leaf(
+        1,
+        "Ranks that share each sequence (context parallel)",
+        unit="ranks",
+        section="own",
         bounds=_AT_LEAST_ONE,
         resume="free",
         reader="engines.megatron",
@@ -539,6 +488,14 @@ class Telemetry(Section):
         unit="steps",
         section="11",
         bounds=_AT_LEAST_ONE,
+        resume="free",
+        reader="training.worker",
+    )
+    attention_rows: int = leaf(
+        64,
+        "Queries of each sample whose attention is measured at an evaluation; 0 measures none",
+        section="11",
+        bounds=_NOT_NEGATIVE,
         resume="free",
         reader="training.worker",
     )

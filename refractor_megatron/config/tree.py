@@ -23,6 +23,7 @@ S = TypeVar("S", bound="Section")
 #: ``fixed``: a checkpoint can only be resumed with the same value. ``free``: it may differ.
 Resume = Literal["fixed", "free"]
 
+_ELEMENTS: Mapping[type | None, str] = {dict: "mask rules", int: "integers", str: "strings"}
 _META = "refractor_leaf"
 _HIDDEN = "_hidden"
 _PREFIX = "_prefix"
@@ -59,6 +60,7 @@ class Leaf:
     key: str
     attribute: str
     kind: type
+    element: type | None  # of a list's entries
     optional: bool
     choices: tuple[str, ...]
     default: Value
@@ -92,7 +94,7 @@ class Leaf:
                 float: "a number",
                 bool: "true or false",
                 str: "a string",
-                tuple: "a list of mask rules",
+                tuple: f"a list of {_ELEMENTS.get(self.element, '')}",
             }[self.kind]
         return f"{text}, or null" if self.optional else text
 
@@ -174,21 +176,25 @@ def leaves(root: type[Section], prefix: str = "") -> Mapping[str, Leaf]:
         if isinstance(hint, type) and issubclass(hint, Section):
             found.update(leaves(hint, key + "."))
             continue
-        kind, optional, choices = _read_hint(hint)
+        kind, element, optional, choices = _read_hint(hint)
         default = cast(Callable[[], Value], item.default_factory)()
-        found[key] = Leaf(key, item.name, kind, optional, choices, default, **item.metadata[_META])
+        found[key] = Leaf(key, item.name, kind, element, optional, choices, default, **item.metadata[_META])
     return types.MappingProxyType(found)
 
 
-def _read_hint(hint: Any) -> tuple[type, bool, tuple[str, ...]]:
+def _read_hint(hint: Any) -> tuple[type, type | None, bool, tuple[str, ...]]:
+    """-> (kind, kind of a list's entries, optional, choices)."""
     arguments = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
         (inner,) = (argument for argument in arguments if argument is not type(None))
-        kind, _, choices = _read_hint(inner)
-        return kind, True, choices
-    if typing.get_origin(hint) is Literal:
-        return str, False, arguments
-    return typing.get_origin(hint) or hint, False, ()
+        kind, element, _, choices = _read_hint(inner)
+        return kind, element, True, choices
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return str, None, False, arguments
+    if origin is tuple:
+        return tuple, typing.get_origin(arguments[0]) or arguments[0], False, ()
+    return hint, None, False, ()
 
 
 def values_of(section: Section, prefix: str = "") -> Iterator[tuple[str, Value]]:

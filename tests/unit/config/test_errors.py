@@ -43,8 +43,9 @@ OVERRIDES = {
     "limits=enforced": (
         "command line, limits=enforced: limits must be one of enforce, warn, not 'enforced'; did you mean enforce."
     ),
-    "relation.local.pattern=dilated": (
-        "command line, relation.local.pattern=dilated: relation.local.pattern must be one of sliding, not 'dilated'."
+    "relation.local.pattern=dilate": (
+        "command line, relation.local.pattern=dilate: relation.local.pattern must be one of sliding, dilated, block, "
+        "hybrid, not 'dilate'; did you mean dilated."
     ),
     "safety.masks=3": "command line, safety.masks=3: safety.masks must be a list of mask rules, not 3 (an integer).",
     "safety.masks=[3]": "command line, safety.masks=[3]: safety.masks[0] must be a mapping with a name, not 3.",

@@ -29,11 +29,15 @@ def other_value(leaf: Leaf, current: Any, draw: st.DataObject) -> Any:
     elif leaf.kind is bool:
         strategy = st.booleans()
     elif leaf.kind is int:
-        strategy = st.integers(int(low or 0) + 1, int(high or 2**40) - 1 if (high or 2**40) > 2 else 1)
+        strategy = st.integers(
+            int(low or 0) + int(low is None or low == leaf.bounds.gt),
+            int(high or 2**40) - int(leaf.bounds.lt is not None),
+        )
     elif leaf.kind is float:
         strategy = st.floats(low if low is not None else 0.0, high if high is not None else 1e9)
     elif leaf.kind is tuple:
-        strategy = st.just(({"name": "another", "when": {"role": "tool"}},))
+        another = {dict: {"name": "another", "when": {"role": "tool"}}, int: 1, str: "another"}
+        strategy = st.just((another[leaf.element],))
     else:
         strategy = st.text("abcdefgh", min_size=1)
     return draw.draw(strategy.filter(lambda value: value != current))
