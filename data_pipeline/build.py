@@ -26,6 +26,8 @@ from data_pipeline.output import draft_folder, exclusive, mendable_errors
 from data_pipeline.pack.indexed import IndexedWriter
 from data_pipeline.pack.records import RecordWriter
 from data_pipeline.progress import Log, Progress
+from data_pipeline.provenance import FILE as PROVENANCE_FILE
+from data_pipeline.provenance import write_provenance
 from data_pipeline.selection import Chosen, Selector, split_heldout
 from data_pipeline.sources import open_sources
 from data_pipeline.sources.base import Reading, Source
@@ -34,7 +36,7 @@ from refractor_megatron.errors import DataError, OutputError
 from refractor_megatron.tokenizer import Tokenizer, train_tokenizer
 
 #: Raise when the same input and parameters would give other bytes.
-CODE_VERSION = 1
+CODE_VERSION = 2
 #: A long text is cut so that at least this many parts fit under data.max_mb, but no finer than ``SMALLEST_PART`` bytes.
 PARTS_IN_CAP = 16
 SMALLEST_PART = 64 << 10
@@ -128,6 +130,9 @@ def _build_into(
     clock.lap("read and select")
     _write_sources(draft, sources, chosen, log)
     train, heldout = split_heldout(chosen, parameters["heldout_fraction"], parameters["seed"])
+    names = write_provenance(
+        draft / PROVENANCE_FILE, [(sources[one.source].name, one.document.provenance) for one in train]
+    )
     tokenizer = train_tokenizer((part.data for one in train for part in one.document.parts), parameters["vocab_size"])
     tokenizer.save(draft / "tokenizer.json")
     clock.lap(f"train tokenizer of {tokenizer.vocab_size} ids")
@@ -144,10 +149,11 @@ def _build_into(
         "parameters": parameters,
         "tokenizer": {"vocab_size": tokenizer.vocab_size, "sha256": tokenizer.digest},
         "splits": splits,
+        "provenance_sources": names,
         "counts": counts,
         "unknown_tags": dict(sorted(reading.unknown_tags.items())),
     }
-    return manifests.seal(draft, body)
+    return manifests.seal(draft, body, beside=manifests.BESIDE)
 
 
 class _Clock:

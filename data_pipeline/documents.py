@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from data_pipeline.provenance import UNSTATED, Provenance
 from refractor_megatron.distinction.roles import DOCUMENT_ROLE, ROLE_ID
 
 #: Longer plain documents are cut into parts (bytes): about a million tokens. A small cap on the corpus lowers it.
@@ -28,10 +29,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Document:
-    """Parts in reading order. ``framed`` documents are conversations: each part gets its role and end tokens."""
+    """Parts in reading order. ``framed`` documents are conversations: each part gets its role and end tokens.
+
+    ``provenance`` is not content: of documents with equal content the first one is kept, with its provenance.
+    """
 
     parts: tuple[Part, ...]
     framed: bool = False
+    provenance: Provenance = UNSTATED
 
     @cached_property
     def key(self) -> bytes:
@@ -53,9 +58,9 @@ class Document:
         return all(not part.data or part.data.isspace() for part in self.parts)
 
 
-def plain(data: bytes) -> Document:
+def plain(data: bytes, provenance: Provenance = UNSTATED) -> Document:
     """A document without roles."""
-    return Document((Part(data),))
+    return Document((Part(data),), provenance=provenance)
 
 
 def cut_position(data: bytes, limit: int) -> int:

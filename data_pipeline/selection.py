@@ -119,7 +119,8 @@ class Selector:
 
     def _cut_single(self, only: Chosen) -> list[Chosen]:
         limit = max(8, -(-only.document.size // _PARTS_OF_ONE))
-        parts = {part: plain(part) for part in cut_text(only.document.parts[0].data, limit) if not part.isspace()}
+        text, provenance = only.document.parts[0].data, only.document.provenance
+        parts = {part: plain(part, provenance) for part in cut_text(text, limit) if not part.isspace()}
         self.counts["cut"] += len(parts) - 1
         chosen = [Chosen(_seeded(self.seed, b"order", part.key), only.source, part) for part in parts.values()]
         return sorted(chosen, key=lambda one: one.rank)

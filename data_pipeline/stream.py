@@ -31,10 +31,12 @@ class Sample:
     """``tokens`` int64 [seq_len + 1]; ``records`` int32 [seq_len + 1, 4] = (document, segment, role, mask_bits).
 
     Document and segment are numbered from 0 within the sample; a new document also begins a new segment.
+    ``documents`` int32 [seq_len + 1] numbers the documents of the whole dataset: training first, then held-out.
     """
 
     tokens: npt.NDArray[np.int64]
     records: npt.NDArray[np.int32]
+    documents: npt.NDArray[np.int32]
 
 
 class SampleStream:
@@ -112,10 +114,10 @@ class SampleStream:
             raise IndexError(f"window {number} of {self.samples_per_epoch}")
         low = number * self.seq_len
         high = low + self.seq_len + 1
-        return Sample(self._data.tokens[low:high].astype(np.int64), self._records_of(low, high))
+        return Sample(self._data.tokens[low:high].astype(np.int64), *self._records_of(low, high))
 
-    def _records_of(self, low: int, high: int) -> npt.NDArray[np.int32]:
-        """Records int32 [high - low, 4] of the tokens ``low..high-1``."""
+    def _records_of(self, low: int, high: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Records int32 [high - low, 4] and documents int32 [high - low] of the tokens ``low..high-1``."""
         spans = _overlapping(self._records.starts, low, high)
         columns = np.asarray(self._records.spans[spans.start : spans.stop, 1:])
         document = np.searchsorted(self._records.first, np.arange(spans.start, spans.stop), side="right")
@@ -124,7 +126,9 @@ class SampleStream:
         rows[:, 0] = np.cumsum(np.diff(document, prepend=document[0]) != 0)
         rows[:, 1] = np.concatenate(([0], np.cumsum(fresh)))
         rows[:, 2:] = columns[:, 1:]
-        return np.repeat(rows, _lengths(self._records.starts, spans, low, high), axis=0)
+        lengths = _lengths(self._records.starts, spans, low, high)
+        before = 0 if self.split == "train" else self.manifest["splits"]["train"]["documents"]
+        return np.repeat(rows, lengths, axis=0), np.repeat((document - 1 + before).astype(np.int32), lengths)
 
 
 @functools.lru_cache(maxsize=64)

@@ -6,10 +6,12 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from data_pipeline.documents import Document, cut_position, plain
+from data_pipeline.provenance import FIELDS, UNSTATED, Provenance, provenance_of
 from data_pipeline.sources.base import Reading, Source
 from data_pipeline.sources.compressed import errors as stream_errors
 from data_pipeline.sources.compressed import open_stream
@@ -82,7 +84,7 @@ def read_file(path: Path, reading: Reading) -> Iterator[Document]:
         raise DataError(f"Cannot read {path} ({error.strerror or error}); mend it or move it out.") from error
 
 
-def read_text(stream: IO[bytes], reading: Reading) -> Iterator[Document]:
+def read_text(stream: IO[bytes], reading: Reading, provenance: Provenance = UNSTATED) -> Iterator[Document]:
     """One document, or several of at most ``reading.part_bytes``; memory stays bounded however long the file."""
     limit = reading.part_bytes
     data = stream.read(limit + 1)
@@ -90,10 +92,10 @@ def read_text(stream: IO[bytes], reading: Reading) -> Iterator[Document]:
         cut = cut_position(data, limit)
         reading.counts["cut"] += 1
         reading.text(data[:cut])
-        yield plain(data[:cut])
+        yield plain(data[:cut], provenance)
         data = data[cut:] + stream.read(limit + 1 - (len(data) - cut))
     reading.text(data)
-    yield plain(data)
+    yield plain(data, provenance)
 
 
 def _read_jsonl(path: Path, reading: Reading) -> Iterator[Document]:
@@ -125,8 +127,9 @@ def _entry(entry: Any, where: str, reading: Reading) -> Iterator[Document]:
     fields = [key for key in ("text", "messages") if isinstance(entry, dict) and entry.get(key) is not None]
     if len(fields) != 1:
         raise DataError(f"{where}: an entry needs either a text or a messages field; correct or remove it.")
+    provenance = provenance_of(entry, where)
     if fields == ["messages"]:
-        document = conversation(entry["messages"], where, reading)
+        document = replace(conversation(entry["messages"], where, reading), provenance=provenance)
         reading.text(b"".join(part.data for part in document.parts))
         yield document
         return
@@ -135,7 +138,7 @@ def _entry(entry: Any, where: str, reading: Reading) -> Iterator[Document]:
         text = text.encode(errors="surrogatepass")
     if not isinstance(text, bytes):
         raise DataError(f"{where}: text must be a string, not {type(text).__name__}; correct or remove the entry.")
-    yield from read_text(io.BytesIO(text), reading)
+    yield from read_text(io.BytesIO(text), reading, provenance)
 
 
 def _read_parquet(path: Path, reading: Reading) -> Iterator[Document]:
@@ -148,8 +151,9 @@ def _read_parquet(path: Path, reading: Reading) -> Iterator[Document]:
             columns = [name for name in ("text", "messages") if name in table.schema_arrow.names]
             if not columns:
                 raise DataError(f"{path}: no column named text or messages; rename the column that holds the text.")
+            columns += [name for name in FIELDS if name in table.schema_arrow.names]
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
-                for values in zip(*(_column(batch.column(name)) for name in columns), strict=True):
+                for values in zip(*(_column(name, batch.column(name)) for name in columns), strict=True):
                     row += 1
                     yield from _entry(dict(zip(columns, values, strict=True)), f"{path}: row {row}", reading)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
@@ -157,11 +161,13 @@ def _read_parquet(path: Path, reading: Reading) -> Iterator[Document]:
         raise DataError(f"{path}: unreadable Parquet after row {row} ({reason}); write the file again.") from error
 
 
-def _column(column: Any) -> list[Any]:
-    """Python values of a column; strings as bytes, so that invalid UTF-8 survives."""
+def _column(name: str, column: Any) -> list[Any]:
+    """Python values of a column; strings as bytes, so that invalid UTF-8 survives, but for provenance."""
     import pyarrow
 
-    if pyarrow.types.is_string(column.type):
+    if name in FIELDS:
+        pass
+    elif pyarrow.types.is_string(column.type):
         column = column.cast(pyarrow.binary())
     elif pyarrow.types.is_large_string(column.type):
         column = column.cast(pyarrow.large_binary())

@@ -36,6 +36,7 @@ class Manifest:
     files: dict[str, dict[str, int | str]]  # name -> {"bytes": n, "sha256": hex}
     schema_version: int = SCHEMA_VERSION
     totals: dict[str, float] = field(default_factory=dict)
+    retrieval_digest: str | None = None  # None where the run retrieves nothing
 
 
 def folder_of(root: Path, step: int) -> Path:

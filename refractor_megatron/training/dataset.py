@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.command import inspect_command
 from data_pipeline.stream import SampleStream
@@ -16,6 +16,8 @@ from .folder import RunFolder
 
 if TYPE_CHECKING:
     from data_pipeline.build import BuiltData
+    from data_pipeline.retrieval.index import RetrievalIndex
+    from data_pipeline.retrieval.neighbours import Neighbours
 
 
 def dataset_of(cfg: RunConfig, corpus: Path | None, root: Path) -> BuiltData:
@@ -33,6 +35,43 @@ def dataset_of(cfg: RunConfig, corpus: Path | None, root: Path) -> BuiltData:
         seed=data.seed,
         cache=root / "cache",
     )
+
+
+def prepared(cfg: RunConfig, built: BuiltData) -> dict[str, Any]:
+    """What a run's ``data.json`` says about its dataset; builds the retrieval index if ``cfg`` asks for one."""
+    entry: dict[str, Any] = {"folder": str(built.folder.resolve()), "digest": built.manifest["content_sha256"]}
+    retrieval = cfg.relation.retrieval
+    if retrieval.enabled:
+        from data_pipeline.retrieval.build import build_index
+
+        folder, index = build_index(built.folder, retrieval.chunk, retrieval.dim)
+        entry["retrieval"] = {"folder": str(folder.resolve()), "digest": index.digest}
+    return entry
+
+
+def open_index(folder: RunFolder, cfg: RunConfig) -> RetrievalIndex | None:
+    """The run's retrieval index, checked against the digest it was prepared for; None where the tier is off."""
+    if not cfg.relation.retrieval.enabled:
+        return None
+    from data_pipeline.retrieval.index import RetrievalIndex
+
+    data = json.loads(folder.data.read_text())["retrieval"]
+    index = RetrievalIndex.load(Path(data["folder"]))
+    if index.digest != data["digest"]:
+        raise DataError(
+            f"{data['folder']} has digest {index.digest}, the run was prepared for {data['digest']}: "
+            "restore that index or start another run with --out."
+        )
+    return index
+
+
+def neighbours_of(cfg: RunConfig, index: RetrievalIndex) -> Neighbours:
+    """What chooses records for the batches of a run. Raises ``DataError`` for a source that the index does not know."""
+    from data_pipeline.retrieval.guard import Guard
+    from data_pipeline.retrieval.neighbours import Neighbours
+
+    keys = cfg.relation.retrieval
+    return Neighbours(index, Guard(keys.sigma_min, keys.t_max_s, keys.trust_min, keys.sources), keys.fan_in)
 
 
 def open_stream(folder: RunFolder, cfg: RunConfig, split: str) -> SampleStream:
@@ -69,7 +108,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def build_dataset(args: argparse.Namespace) -> int:
-    """Build, or find, the dataset of a preset."""
+    """Build, or find, the dataset of a preset, and its retrieval index where the preset retrieves."""
     cfg = compose([f"experiment={args.preset}", *args.overrides])
-    print(dataset_of(cfg, args.corpus, args.data_root).folder)
+    built = dataset_of(cfg, args.corpus, args.data_root)
+    prepared(cfg, built)
+    print(built.folder)
     return 0

@@ -12,9 +12,12 @@ import torch.distributed as dist
 
 from ..engines.base import StepResult
 from .batches import rank_batches
+from .retrieval import global_counts
 from .schedule import Schedule
 
 if TYPE_CHECKING:
+    from data_pipeline.retrieval.guard import RetrievalCounts
+    from data_pipeline.retrieval.neighbours import Neighbours
     from data_pipeline.stream import SampleStream
 
     from ..resilience.signals import StopRequest
@@ -35,6 +38,7 @@ class Step:
     samples: int
     skipped: int  # updates skipped since the run began
     epoch: float
+    retrieval: RetrievalCounts | None  # of the global batch; None where tier C is off
     say: Callable[[str], None]
 
 
@@ -63,6 +67,7 @@ def train(
     callbacks: Sequence[Callback],
     stop: StopRequest,
     say: Callable[[str], None],
+    neighbours: Neighbours | None = None,
 ) -> bool:
     """Train from ``state.progress.step`` to ``recipe.steps``; False when a signal ended it before."""
     engine, progress = state.engine, state.progress
@@ -72,7 +77,8 @@ def train(
         first = progress.step * recipe.global_batch
         number = progress.step + 1
         engine.reseed(number)
-        batches = rank_batches(stream, first, recipe.micro_batch, micro_batches, engine.data_rank, engine.data_size)
+        ranks = engine.data_rank, engine.data_size
+        batches = rank_batches(stream, first, recipe.micro_batch, micro_batches, *ranks, neighbours)
         lr = recipe.schedule(number)
         result = engine.train_step(batches, micro_batches, lr, recipe.weight_decay)
         if result.applied and state.ema is not None:
@@ -90,6 +96,7 @@ def train(
             samples=recipe.global_batch,
             skipped=progress.skipped_steps,
             epoch=stream.position(first + recipe.global_batch),
+            retrieval=global_counts(neighbours, engine),
             say=say,
         )
         for callback in callbacks:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..config import compose
 from ..config.limits import check
 from ..errors import ConfigError, RefractorError
-from .dataset import add_corpus_flags, dataset_of
+from .dataset import add_corpus_flags, dataset_of, prepared
 from .folder import RunFolder, write_json
 from .spawn import spawn
 
@@ -44,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add ``parity``."""
     parser = subparsers.add_parser("parity", help="compare grids with one rank, parameter by parameter")
     add_corpus_flags(parser, "nano")
-    parser.add_argument("--grids", default="dp2,tp2,pp2,ep2", help="comma-separated, e.g. dp2,tp2,pp2,ep2,tp2ep2")
+    parser.add_argument("--grids", default="dp2,tp2,pp2,ep2", help="comma-separated, e.g. dp2,tp2,pp2,ep2,cp2,tp2cp2")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, help="also write the table as JSON to this file")
     parser.set_defaults(run=parity)
@@ -81,17 +81,17 @@ def parse_grid(text: str) -> dict[str, int]:
     """``tp2ep2`` -> {"tp": 2, "ep": 2, "ranks": 2}; ``dp2`` -> {"ranks": 2}.
 
     Raises:
-        ConfigError: it is not a sequence of dp/tp/pp/ep with sizes.
+        ConfigError: it is not a sequence of dp/tp/pp/ep/cp with sizes.
     """
     import re
 
-    parts = re.findall(r"(dp|tp|pp|ep)(\d+)", text)
+    parts = re.findall(r"(dp|tp|pp|ep|cp)(\d+)", text)
     if not parts or "".join(a + b for a, b in parts) != text:
         raise ConfigError(f"--grids: '{text}' is not a grid; write for example tp2, pp2ep2 or dp2.")
     sizes = {name: int(size) for name, size in parts}
     data = sizes.pop("dp", 1)
-    model = sizes.get("tp", 1) * sizes.get("pp", 1)
-    return {**sizes, "ranks": model * max(data, -(-sizes.get("ep", 1) // sizes.get("tp", 1)))}
+    tp, cp, ep = (sizes.get(name, 1) for name in ("tp", "cp", "ep"))
+    return {**sizes, "ranks": tp * cp * sizes.get("pp", 1) * max(data, -(-ep // (tp * cp)))}
 
 
 def _trace(
@@ -102,7 +102,7 @@ def _trace(
     check(cfg, ranks)
     folder = RunFolder(scratch)
     cfg.save(folder.config)
-    write_json(folder.data, {"folder": str(built.folder.resolve()), "digest": built.manifest["content_sha256"]})
+    write_json(folder.data, prepared(cfg, built))
     if code := spawn("refractor_megatron.training.trace", [str(scratch), str(steps)], ranks):
         raise RefractorError(f"the ranks of grid {sizes or 'one rank'} ended with exit code {code}; see above.")
     return scratch / "trace.npz"

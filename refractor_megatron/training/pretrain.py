@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..checkpoint import manifest as checkpoints
@@ -20,7 +21,7 @@ from ..config.schema import as_text, schema
 from ..errors import OutputError
 from ..resilience.lock import exclusive
 from ..resilience.signals import EXIT_STOPPED
-from .dataset import add_corpus_flags, dataset_of
+from .dataset import add_corpus_flags, dataset_of, prepared
 from .folder import RunFolder, write_json
 from .spawn import spawn
 
@@ -106,9 +107,8 @@ def _adopt_config(folder: RunFolder, cfg: RunConfig) -> None:
     cfg.save(folder.config)
 
 
-def _data(folder: RunFolder, cfg: RunConfig, args: argparse.Namespace) -> dict[str, str]:
-    built = dataset_of(cfg, args.corpus, args.data_root)
-    entry = {"folder": str(built.folder.resolve()), "digest": built.manifest["content_sha256"]}
+def _data(folder: RunFolder, cfg: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
+    entry = prepared(cfg, dataset_of(cfg, args.corpus, args.data_root))
     if folder.data.exists() and checkpoints.complete(folder.checkpoints):
         old = json.loads(folder.data.read_text())
         if old["digest"] != entry["digest"]:

@@ -35,7 +35,9 @@ class Progress:
 class TrainState:
     """Weights, optimizer, EMA and progress of one run."""
 
-    def __init__(self, cfg: RunConfig, engine: MegatronEngine, data_digest: str) -> None:
+    def __init__(
+        self, cfg: RunConfig, engine: MegatronEngine, data_digest: str, retrieval_digest: str | None = None
+    ) -> None:
         self.engine = engine
         self.ema = WeightEMA(engine.model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
         self.progress = Progress()
@@ -43,6 +45,7 @@ class TrainState:
             "config_hash": cfg.hash,
             "fixed_hash": cfg.fixed_hash,
             "data_digest": data_digest,
+            "retrieval_digest": retrieval_digest,
             "rules_hash": engine.rules.digest,
             "package_version": __version__,
             "megatron_version": MEGATRON_VERSION,
@@ -85,6 +88,7 @@ class TrainState:
         ways = {
             "fixed_hash": "use the configuration that made it (config.yaml beside it), or another --out",
             "data_digest": "use the dataset it was trained on, or another --out",
+            "retrieval_digest": "use the retrieval index it was trained with, or another --out",
             "rules_hash": "use the mask rules it was trained with, or another --out",
         }
         for name, way_out in ways.items():

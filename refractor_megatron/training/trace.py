@@ -16,6 +16,7 @@ from ..transformation.sharded import Shard, shards
 from .batches import rank_batches
 from .dataset import open_stream
 from .folder import RunFolder
+from .retrieval import open_retrieval
 from .schedule import schedule_of
 
 
@@ -37,8 +38,10 @@ def gather(pieces: Iterable[Shard]) -> dict[str, np.ndarray[Any, Any]]:
 def main(path: Path, steps: int) -> None:
     """Trace ``steps`` steps of the run folder ``path``."""
     cfg = RunConfig.load(RunFolder(path).config)
-    engine = MegatronEngine(cfg, start_distributed())
-    stream = open_stream(RunFolder(path), cfg, "train")
+    device = start_distributed()
+    retrieval = open_retrieval(RunFolder(path), cfg, device)
+    engine = MegatronEngine(cfg, device, bank=retrieval.bank)
+    stream, neighbours = open_stream(RunFolder(path), cfg, "train"), retrieval.neighbours()
     schedule, batch, micro = schedule_of(cfg), cfg.train.global_batch, cfg.train.micro_batch
     losses: list[float] = []
     norms: list[float] = []
@@ -46,7 +49,8 @@ def main(path: Path, steps: int) -> None:
     gradients: dict[str, list[np.ndarray[Any, Any]]] = {}
     for step in range(1, steps + 1):
         micro_batches = batch // (micro * engine.data_size)
-        batches = rank_batches(stream, (step - 1) * batch, micro, micro_batches, engine.data_rank, engine.data_size)
+        first, ranks = (step - 1) * batch, (engine.data_rank, engine.data_size)
+        batches = rank_batches(stream, first, micro, micro_batches, *ranks, neighbours)
         losses.append(engine.accumulate(batches, micro_batches))
         for key, value in gather(shards(engine.model, lambda p: p.main_grad)).items():  # type: ignore[attr-defined]
             gradients.setdefault(key, []).append(value)

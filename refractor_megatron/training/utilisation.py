@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..distinction.roles import DOCUMENT_ROLE, ROLE_ID
@@ -11,14 +13,20 @@ from ..telemetry import flops
 
 
 def flops_per_token(engine: MegatronEngine) -> float:
-    """Training FLOPs of a token of a plain document, counting only the pairs that the mask leaves."""
+    """Training FLOPs of a token of a plain document, counting only the pairs that the mask leaves.
+
+    Retrieved records, at most fan_in keys a token, are left out. Linear attention counts as one key per feature: adding
+    to a state and reading it costs what a score and a weighted value cost.
+    """
     plan, length = engine.plan, engine.seq_len
     records = torch.zeros(1, length, 4, dtype=torch.int32)
     records[..., 2] = ROLE_ID[DOCUMENT_ROLE]
-    pairs = sum(
-        plan_for(records, engine.rules, a.window, a.block_size, a.summaries_per_block).stats.legal_edges
-        for a in plan.attention
-    )
+    pairs = 0
+    for a in plan.attention:
+        if a.linear is not None:
+            pairs += length * (a.linear.features or a.head_dim)
+        else:
+            pairs += plan_for(records, engine.rules, replace(a.mask, retrieved=None)).stats.legal_edges
     head = plan.attention[0]
     return flops.train_flops_per_token(plan.active_parameters, pairs / length, head.heads, head.head_dim)
 

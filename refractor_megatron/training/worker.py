@@ -28,6 +28,7 @@ from .callbacks import Checkpointing, Evaluating, Reporting  # noqa: E402
 from .dataset import open_stream  # noqa: E402
 from .folder import RunFolder, write_json  # noqa: E402
 from .loop import Callback, Recipe, train  # noqa: E402
+from .retrieval import Retrieval, open_retrieval  # noqa: E402
 from .schedule import schedule_of  # noqa: E402
 from .state import TrainState  # noqa: E402
 from .utilisation import flops_per_token, peak_of  # noqa: E402
@@ -42,12 +43,13 @@ def run(path: Path, stop: StopRequest) -> int:
     cfg = RunConfig.load(folder.config)
     device = start_distributed()
     try:
-        engine = MegatronEngine(cfg, device)
+        retrieval = open_retrieval(folder, cfg, device)
+        engine = MegatronEngine(cfg, device, bank=retrieval.bank)
         stream = open_stream(folder, cfg, "train")
-        state = TrainState(cfg, engine, stream.digest)
+        state = TrainState(cfg, engine, stream.digest, retrieval.digest)
         store = Store(folder.checkpoints, cfg.checkpoint.keep)
         resumed = state.resume(store)
-        console, callbacks = _callbacks(folder, cfg, state, store)
+        console, callbacks = _callbacks(folder, cfg, state, store, retrieval)
         say = console.message if console is not None else _silent
         say(f"resumed after step {state.progress.step}" if resumed else _headline(engine))
         recipe = Recipe(
@@ -59,7 +61,7 @@ def run(path: Path, stop: StopRequest) -> int:
         )
         _require_all_read(cfg, folder)
         try:
-            done = train(state, stream, recipe, callbacks, stop, say)
+            done = train(state, stream, recipe, callbacks, stop, say, retrieval.neighbours())
         finally:
             for callback in callbacks:
                 if isinstance(callback, Reporting):
@@ -71,7 +73,7 @@ def run(path: Path, stop: StopRequest) -> int:
 
 
 def _callbacks(
-    folder: RunFolder, cfg: RunConfig, state: TrainState, store: Store
+    folder: RunFolder, cfg: RunConfig, state: TrainState, store: Store, retrieval: Retrieval
 ) -> tuple[Console | None, list[Callback]]:
     engine = state.engine
     callbacks: list[Callback] = []
@@ -114,9 +116,11 @@ def _callbacks(
             state.ema,
             open_stream(folder, cfg, "heldout"),
             telemetry,
+            retrieval.neighbours(),
             every=evaluation.every,
             batches=evaluation.batches,
             micro_batch=cfg.train.micro_batch,
+            attention_rows=logging.attention_rows,
         )
     )
     callbacks.append(Checkpointing(state, store, cfg.checkpoint.every))
@@ -135,7 +139,7 @@ def _headline(engine: MegatronEngine) -> str:
     return (
         f"{plan.n_layers} layers × {plan.d_model}, {experts}, "
         f"{plan.active_parameters / 1e6:.1f}M active weights a token; "
-        f"dp{engine.data_size} tp{grid.tp} pp{grid.pp} ep{grid.ep}; {where}"
+        f"dp{engine.data_size} tp{grid.tp} cp{grid.cp} pp{grid.pp} ep{grid.ep}; {where}"
     )
 
 

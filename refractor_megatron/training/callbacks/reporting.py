@@ -10,6 +10,7 @@ from typing import Any
 from ...telemetry.console import Console
 from ...telemetry.hub import Telemetry
 from ..loop import Step
+from ..retrieval import retrieval_metrics
 
 
 class Reporting:
@@ -48,6 +49,8 @@ class Reporting:
         }
         if result.router is not None:
             metrics |= router_metrics(result.router)
+        if step.retrieval is not None:
+            metrics |= retrieval_metrics(step.retrieval)
         return metrics
 
 

@@ -92,14 +92,14 @@ def test_changed_text_is_built_again(builder: Builder, tmp_path: Path) -> None:
 
 def test_manifest_describes_the_files(mixed: BuiltData) -> None:
     manifests.verify(mixed.folder, manifests.load(mixed.folder))
-    assert {path.name for path in mixed.folder.iterdir()} == {*manifests.FILES, "manifest.json"}
+    assert {path.name for path in mixed.folder.iterdir()} == {*manifests.FILES, *manifests.BESIDE, "manifest.json"}
     sources = json.loads((mixed.folder / "sources.json").read_text())
     splits = mixed.manifest["splits"]
     assert sum(row["documents"] for row in sources) == splits["train"]["documents"] + splits["heldout"]["documents"]
     assert sum(row["bytes"] for row in sources) == splits["train"]["bytes"] + splits["heldout"]["bytes"]
 
 
-@pytest.mark.parametrize("name", manifests.FILES)
+@pytest.mark.parametrize("name", (*manifests.FILES, *manifests.BESIDE))
 def test_missing_or_truncated_file_is_named(mixed: BuiltData, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(mixed.folder, folder)

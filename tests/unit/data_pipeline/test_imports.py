@@ -18,7 +18,10 @@ def loaded_after(code: str) -> set[str]:
 
 
 def test_importing_is_light() -> None:
-    code = "import data_pipeline.stream, data_pipeline.build, data_pipeline.command, refractor_megatron.tokenizer"
+    code = (
+        "import data_pipeline.stream, data_pipeline.build, data_pipeline.command, refractor_megatron.tokenizer\n"
+        "import data_pipeline.retrieval.build, data_pipeline.retrieval.neighbours"
+    )
     assert loaded_after(code).isdisjoint(HEAVY)
 
 

@@ -118,6 +118,20 @@ def test_records_follow_the_conversation(mixed: BuiltData) -> None:
     assert seen_bits == {0, 2, 4, 24}
 
 
+def test_documents_are_those_of_the_dataset(mixed: BuiltData) -> None:
+    """Training documents are numbered first, so that no held-out document has the number of an indexed one."""
+    before = 0
+    for split in ("train", "heldout"):
+        stream = SampleStream(mixed.folder, SEQ, 0, split)
+        starts = read_indexed(mixed.folder / split).starts
+        expected = np.repeat(np.arange(len(starts) - 1), np.diff(starts)) + before
+        for number, sample in enumerate(stream.in_order()):
+            assert sample.documents.dtype == np.int32
+            assert np.array_equal(sample.documents, expected[number * SEQ :][: SEQ + 1])
+            assert np.array_equal(sample.documents - sample.documents[0], sample.records[:, 0])
+        before += len(starts) - 1
+
+
 def test_too_short_a_split_is_named(mixed: BuiltData) -> None:
     with pytest.raises(DataError, match=r"heldout split .* has \d+ tokens, fewer than .*seq_len \+ 1 = 1000001"):
         SampleStream(mixed.folder, 1_000_000, 0, split="heldout")
