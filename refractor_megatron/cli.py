@@ -19,6 +19,7 @@ COMMANDS = {
     "pretrain": ("refractor_megatron.training.pretrain", "build data, train, evaluate, report"),
     "eval": ("refractor_megatron.evaluation.command", "evaluate a run on held-out documents"),
     "report": ("refractor_megatron.evaluation.command", "write a run's HTML report"),
+    "masks": ("refractor_megatron.evaluation.masks.command", "check and draw the rules of who may read whom"),
     "parity": ("refractor_megatron.training.parity", "compare a grid with one rank, parameter by parameter"),
     "ckpt": ("refractor_megatron.checkpoint.command", "list and verify checkpoints"),
 }

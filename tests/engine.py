@@ -10,6 +10,7 @@ from refractor_megatron.config import RunConfig, compose
 from refractor_megatron.distinction.roles import ROLE_ID
 from refractor_megatron.engines.base import Batch
 from refractor_megatron.engines.megatron import MegatronEngine, start_distributed
+from refractor_megatron.fabric.retrieval import RetrievalBank
 
 
 def tiny(*overrides: str) -> RunConfig:
@@ -17,10 +18,10 @@ def tiny(*overrides: str) -> RunConfig:
     return compose(["experiment=nano", "train.mixed_precision=fp32", *overrides])
 
 
-def engine_of(cfg: RunConfig, *, stock_attention: bool = False) -> MegatronEngine:
+def engine_of(cfg: RunConfig, *, stock_attention: bool = False, bank: RetrievalBank | None = None) -> MegatronEngine:
     """An engine in this process, which becomes a world of one."""
     device = torch.device("cpu") if torch.distributed.is_initialized() else start_distributed()
-    return MegatronEngine(cfg, device, stock_attention=stock_attention)
+    return MegatronEngine(cfg, device, stock_attention=stock_attention, bank=bank)
 
 
 def plain_batch(cfg: RunConfig, seed: int = 0, samples: int | None = None) -> Batch:

@@ -4,6 +4,7 @@ python tools/record.py fresh        clone HEAD, install, train the pilot, then n
 python tools/record.py grids        TP2, PP2, DP2, EP2 against one rank
 python tools/record.py resume       SIGKILL and resume
 python tools/record.py attention    our attention against Megatron's own; information flow
+python tools/record.py context      context-parallel ranks: pairs and bytes beside ring attention, parity with one rank
 """
 
 from __future__ import annotations
@@ -104,13 +105,18 @@ def record_tests(name: str, argument: str) -> None:
     write(name, title, [f"python tools/record.py {argument}"], body, [f"../../{test}" for test in tests])
 
 
-def record_grids(steps: int) -> None:
-    """Parity of the two-rank grids."""
+def parity_of(*arguments: str) -> dict[str, Any]:
+    """Result of ``refractor parity`` on the default corpus."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "grids.json"
-        command = [sys.executable, "-m", "refractor_megatron.cli", "parity", "--steps", str(steps), "--out", str(out)]
+        command = [sys.executable, "-m", "refractor_megatron.cli", "parity", *arguments, "--out", str(out)]
         run([*command, "--data-root", str(Path(scratch) / "data")], OMP_NUM_THREADS="1")
-        result = json.loads(out.read_text())
+        result: dict[str, Any] = json.loads(out.read_text())
+    return result
+
+
+def parity_table(result: dict[str, Any]) -> str:
+    """Grids of one parity run, and how they were compared."""
     rows = [
         [
             name,
@@ -137,9 +143,74 @@ def record_grids(steps: int) -> None:
         "checkpoint between them). The gradient error is the relative L2 difference of one parameter tensor's gradient "
         "before clipping, the largest over tensors and steps. Tolerances: 1e-5 and 1e-4.\n\n"
     )
+    return text + table(header, rows)
+
+
+def record_grids(steps: int) -> None:
+    """Parity of the two-rank grids."""
+    result = parity_of("--steps", str(steps))
     (BENCHMARKS / "grids.json").write_text(json.dumps(result, indent=1) + "\n")
     command = "python tools/record.py grids"
-    write("grids", "Grids against one rank", [command], text + table(header, rows), ["grids.json"])
+    write("grids", "Grids against one rank", [command], parity_table(result), ["grids.json"])
+
+
+def record_context(length: int, steps: int) -> None:
+    """Visited pairs and bytes of two and four context-parallel ranks, and their parity with one rank."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for size in (2, 4):
+            out = Path(scratch) / f"{size}.json"
+            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+            run([*launch, "tools/context_traffic.py", f"--length={length}", f"--out={out}"], OMP_NUM_THREADS="1")
+            found[f"cp{size}"] = json.loads(out.read_text())
+    # a third of nano's learning rate, as in tests/parity: Adam turns rounding of near-zero gradients into weights
+    settings = ["train.seq_len=256", "model.context_max=256", "train.optimizer.lr=1e-3"]
+    settings += ["train.schedule.cosine.min_lr=1e-4"]
+    parity = parity_of("--grids", "cp2,cp4,tp2cp2", "--steps", str(steps), *settings)
+    body = (
+        f"One attention of {length:,} tokens, four heads of 64, float32, window 512, two summaries per block of 128: "
+        "forward and backward over gloo, one process a rank. Pairs are the (query, key) pairs that the block-sparse "
+        "kernel computes for one head, masked ones included; bytes are the payload handed to other ranks, counted "
+        "where it is sent. Ring attention on the same shape: keys and values go round once forward, and once more "
+        "backward with their gradients (the gradients' last hop, home, is not counted); its pairs are those of dense "
+        "causal attention over the same zig-zag chunks.\n\n"
+        + traffic_table(found)
+        + "\nImbalance of the visited pairs, max / mean - 1, in zig-zag shards and had each rank one contiguous "
+        "stretch; the second row packs documents of 1k to 16k tokens (log-uniform), which no fixed sharding foresees. "
+        "The first rank visits a little less: nothing stands before the first chunk.\n\n"
+        + balance_table(found)
+        + "\n## Against one rank\n\n"
+        + parity_table(parity)
+        + f"\nOverrides: `{' '.join(settings)}`\n"
+    )
+    kept = {"traffic": found, "parity": parity}
+    (BENCHMARKS / "context_parallel.json").write_text(json.dumps(kept, indent=1) + "\n")
+    command = "python tools/record.py context"
+    write("context_parallel", "Context parallelism beside ring attention", [command], body, ["context_parallel.json"])
+
+
+def traffic_table(found: dict[str, Any]) -> str:
+    """Pairs and bytes of every rank beside ring attention's."""
+    rows = []
+    for name, result in found.items():
+        ring = result["ring"]
+        for r in result["ranks"]:
+            sent = [r["forward"], r["backward"], ring["forward"], ring["backward"]]
+            pairs, ring_pairs = r["visited_pairs"], r["ring_pairs"]
+            row = [name, str(r["rank"]), f"{pairs / 1e6:.1f}", f"{ring_pairs / 1e6:.1f}", f"{ring_pairs / pairs:.1f}"]
+            rows.append([*row, *(f"{x / 1e6:.2f}" for x in sent), f"{sum(sent[2:]) / sum(sent[:2]):.1f}"])
+    header = ["grid", "rank", "pairs visited, M", "ring: pairs, M", "ratio", "sent forward, MB", "backward, MB"]
+    return table([*header, "ring: forward, MB", "backward, MB", "ratio"], rows)
+
+
+def balance_table(found: dict[str, Any]) -> str:
+    """Imbalance of zig-zag and of contiguous shards."""
+    rows = [
+        [name, text, f"{shares['zigzag']:.2%}", f"{shares['contiguous']:.2%}"]
+        for name, result in found.items()
+        for text, shares in result["balance"].items()
+    ]
+    return table(["grid", "sequence", "zig-zag", "contiguous"], rows)
 
 
 def record_fresh() -> None:
@@ -228,12 +299,14 @@ def samples(run_data: dict[str, Any]) -> str:
 def main() -> int:
     """Parse and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["fresh", "grids", "resume", "attention"])
+    parser.add_argument("what", choices=["fresh", "grids", "resume", "attention", "context"])
     what = parser.parse_args().what
     if what == "fresh":
         record_fresh()
     elif what == "grids":
         record_grids(20)
+    elif what == "context":
+        record_context(65536, 20)
     else:
         record_tests("resume" if what == "resume" else "attention_parity", what)
     return 0

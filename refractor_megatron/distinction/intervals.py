@@ -1,12 +1,12 @@
 """The mask compiler's intermediate form: per query row, a union of key intervals (never an L x L array).
 
 A *run* is a stretch of tokens with equal document, segment and type class. Legality between runs is one table look-up,
-so the legal keys of a run are a short list of merged intervals; a row clips them by causality and by its window:
+so the legal keys of a run are a short list of merged intervals; a row clips them by causality and by its local pattern:
 
-    keys(q) = { runs legal for q } ∩ [q-w+1, q]   ∪   { non-causal runs of q } ∩ [q+1, q+w-1]   ∪   { q }
+    keys(q) = { runs legal for q } ∩ pattern(q)   ∪   { non-causal runs of q } ∩ [q+1, q+w-1]   ∪   { q }
 
-A summary of block [first, last] is visible to q iff last < q, first < q-w+1 (not wholly inside the window), and every
-token of the block is legal for q when the window is ignored: a staircase over the same intervals.
+A summary of tokens [first, last] is visible to q iff last < q, the local pattern does not read all of them, and every
+one of them is legal for q when the pattern is ignored: a staircase over the same intervals.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from refractor_megatron.distinction.pattern import LocalPattern
 from refractor_megatron.distinction.rules import BoolTable, CompiledRules, token_types
 
 IntArray = npt.NDArray[np.int64]
@@ -62,15 +63,30 @@ class Rows:
         """Every key stands for ``factor`` consecutive keys."""
         return self if factor == 1 else Rows(self.row, self.lo * factor, self.hi * factor)
 
+    def shifted(self, rows: int, keys: int) -> Rows:
+        """Adds to the numbers of all rows and of all keys."""
+        return Rows(self.row + rows, self.lo + keys, self.hi + keys)
+
+    def minus(self, other: Rows) -> Rows:
+        """The keys of each row that ``other`` does not have."""
+        edges = [(self.row, self.lo, 1), (self.row, self.hi, -1), (other.row, other.lo, -2), (other.row, other.hi, 2)]
+        row, at = (np.concatenate(columns) for columns in zip(*((r, k) for r, k, _ in edges), strict=True))
+        step = np.concatenate([np.full(len(r), weight) for r, _, weight in edges])
+        order = np.lexsort((at, row))
+        # At most one interval of each side covers a key: the running sum is 1 exactly where only ``self`` does.
+        row, at, cover = row[order], at[order], np.cumsum(step[order])
+        keep = (cover[:-1] == 1) & (row[1:] == row[:-1]) & (at[1:] > at[:-1])
+        return Rows(row[:-1][keep], at[:-1][keep], at[1:][keep])
+
     def dense(self, rows: int, first_key: int, last_key: int) -> BoolTable:
         """bool [rows, last_key - first_key]: the edges into keys [first_key, last_key)."""
         lo = np.clip(self.lo, first_key, last_key) - first_key
         hi = np.clip(self.hi, first_key, last_key) - first_key
         keep = hi > lo
         steps = np.zeros((rows, last_key - first_key + 1), dtype=np.int8)
+        # Intervals of a row are disjoint: starts do not repeat, nor do ends, though one may end where another starts.
         steps[self.row[keep], lo[keep]] = 1
-        steps[self.row[keep], hi[keep]] = -1
-        # Intervals of a row are disjoint and not adjacent: the two assignments never meet.
+        steps[self.row[keep], hi[keep]] -= 1
         return np.cumsum(steps[:, :-1], axis=1, dtype=np.int8).view(np.bool_)
 
 
@@ -78,13 +94,13 @@ class Rows:
 class Intervals:
     """Legal keys of every query row of one sample, by runs.
 
-    length: L; window: tokens a row may look back, itself included (None = all).
+    length: L; pattern: geometry of the local tier.
     run_lo, run_hi: int64 [R] bounds of the query runs; run_self: bool [R], the run's tokens may read each other.
     past, future: per run (``row`` = run index) the merged runs legal before and after a query.
     """
 
     length: int
-    window: int | None
+    pattern: LocalPattern
     run_lo: IntArray
     run_hi: IntArray
     padding: BoolTable
@@ -92,51 +108,60 @@ class Intervals:
     past: Rows
     future: Rows
 
-    @property
-    def reach(self) -> int:
-        """Window in tokens, L when there is none."""
-        return self.length if self.window is None else min(self.window, self.length)
-
     @cached_property
     def rows(self) -> Rows:
-        """Legal keys of each query row: merged, disjoint, window and causality applied."""
-        q, lo, hi = _expand(self.past, self.run_lo, self.run_hi)
-        parts = [(q, np.maximum(lo, q - self.reach + 1), np.minimum(hi, q + 1))]
+        """Legal keys of each query row: merged, disjoint, pattern and causality applied."""
+        q, lo, hi = expanded(self.past, self.run_lo, self.run_hi)
+        parts = [(q, np.maximum(lo, first), np.minimum(hi, last)) for first, last in self.pattern.pieces(q)]
         if len(self.future.row):
-            q, lo, hi = _expand(self.future, self.run_lo, self.run_hi)
-            parts.append((q, np.maximum(lo, q + 1), np.minimum(hi, q + self.reach)))
+            q, lo, hi = expanded(self.future, self.run_lo, self.run_hi)
+            parts.append((q, np.maximum(lo, q + 1), np.minimum(hi, q + self.pattern.after(self.length))))
         alone = np.flatnonzero(~self.run_self & ~self.padding)
         if len(alone):
             q = _ranges(self.run_lo[alone], self.run_hi[alone])
             parts.append((q, q, q + 1))
         row, lo, hi = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         keep = hi > lo
-        return _merge(row[keep], lo[keep], hi[keep])
+        return merged(row[keep], lo[keep], hi[keep])
 
-    def summary_rows(self, block_size: int) -> Rows:
-        """Visible summary blocks of each query row, in units of blocks of ``block_size`` tokens."""
-        q, lo, hi = _expand(self.past, self.run_lo, self.run_hi)
-        first = -(-lo // block_size)
-        complete = q // block_size
-        outside = (q - self.reach) // block_size + 1
-        last = np.minimum(np.minimum(hi // block_size, complete), outside)
-        keep = np.flatnonzero(last > first)
-        # Runs come with their intervals in turn; a stable sort brings the intervals of one row together, in order.
-        keep = keep[np.argsort(q[keep], kind="stable")]
-        return Rows(q[keep], first[keep], last[keep])
+    def summary_rows(self, block_size: int, behind: int = 0) -> Rows:
+        """Visible summaries of each query row, in units of blocks of ``block_size`` tokens.
+
+        ``behind``: whole blocks that must lie between a block and the query's own for it to be visible.
+        """
+        q, lo, hi = expanded(self.past, self.run_lo, self.run_hi)
+        first, last = -(-lo // block_size), np.minimum(hi // block_size, q // block_size - behind)
+        parts = []
+        # Visible is what lies before and between the pieces; a block that a piece holds in full is read directly.
+        gap = first
+        for piece_lo, piece_hi in self.pattern.pieces(q):
+            covered = -(-piece_lo // block_size)
+            parts.append((q, gap, np.minimum(last, covered)))
+            gap = np.maximum(first, np.maximum(covered, piece_hi // block_size))
+        row, lo, hi = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        keep = np.flatnonzero(hi > lo)
+        return merged(row[keep], lo[keep], hi[keep])
+
+    def wholly_legal(self, row: IntArray, lo: IntArray, hi: IntArray) -> BoolTable:
+        """bool [n]: every token of [lo, hi) is legal for run ``row``, pattern and order ignored."""
+        stride = self.length + 1
+        starts, stops = self.past.row * stride + self.past.lo, self.past.row * stride + self.past.hi
+        at = np.searchsorted(starts, row * stride + lo, side="right")
+        # Runs are apart by more than a length, so an interval of another run ends before this one begins.
+        reached: BoolTable = np.append(-1, stops)[at] >= row * stride + hi
+        return reached
 
 
-def compile_intervals(records: Records, rules: CompiledRules, window: int | None) -> Intervals:
-    """Compiles the records [L, 4] of one sample. Cost and memory follow runs and intervals, not L squared."""
-    assert records.ndim == 2 and records.shape[1] == 4, records.shape
-    assert window is None or window >= 1, window
+def compile_intervals(records: Records, rules: CompiledRules, pattern: LocalPattern) -> Intervals:
+    """Compiles the records [L, >= 4] of one sample. Cost and memory follow runs and intervals, not L squared."""
+    assert records.ndim == 2 and records.shape[1] >= 4, records.shape
     length = len(records)
     keys = run_keys(records, rules)
     run_lo = keys[:, 0]
     run_hi = np.append(run_lo[1:], length)
     kind = token_types(records[run_lo])
     past, future, run_self = _legal_runs(run_lo, run_hi, keys[:, 1], keys[:, 2], kind, rules)
-    return Intervals(length, window, run_lo, run_hi, keys[:, 1] < 0, run_self, past, future)
+    return Intervals(length, pattern, run_lo, run_hi, keys[:, 1] < 0, run_self, past, future)
 
 
 def run_keys(records: Records, rules: CompiledRules) -> IntArray:
@@ -178,7 +203,7 @@ def _legal_runs(
         if not rules.causal:
             later = document_ok & table & same_segment & rules.noncausal[kind[q, None], kind]
             future.append(_merged_runs(later, at, run_lo, run_hi))
-    return _concatenate(past), _concatenate(future), run_self
+    return concatenated(past), concatenated(future), run_self
 
 
 def _merged_runs(legal: BoolTable, first_row: int, run_lo: IntArray, run_hi: IntArray) -> Rows:
@@ -191,7 +216,8 @@ def _merged_runs(legal: BoolTable, first_row: int, run_lo: IntArray, run_hi: Int
     return Rows(row + first_row, run_lo[start], run_hi[stop - 1])
 
 
-def _concatenate(parts: list[Rows]) -> Rows:
+def concatenated(parts: list[Rows]) -> Rows:
+    """All intervals of all parts, in their order."""
     if not parts:
         empty = np.zeros(0, dtype=np.int64)
         return Rows(empty, empty, empty)
@@ -206,14 +232,14 @@ def _ranges(lo: IntArray, hi: IntArray) -> IntArray:
     return offset
 
 
-def _expand(runs: Rows, run_lo: IntArray, run_hi: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+def expanded(runs: Rows, run_lo: IntArray, run_hi: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     """One (query, lo, hi) for each query of each (run, interval) pair whose interval starts before the run ends."""
     first, last = run_lo[runs.row], run_hi[runs.row]
     size = last - first
     return _ranges(first, last), np.repeat(runs.lo, size), np.repeat(runs.hi, size)
 
 
-def _merge(row: IntArray, lo: IntArray, hi: IntArray) -> Rows:
+def merged(row: IntArray, lo: IntArray, hi: IntArray) -> Rows:
     """Sorts by (row, lo) and joins adjacent intervals; the inputs are disjoint within a row."""
     order = np.lexsort((lo, row))
     row, lo, hi = row[order], lo[order], hi[order]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from refractor_megatron.distinction.intervals import Rows
+from refractor_megatron.distinction.pattern import LocalPattern
 from refractor_megatron.distinction.roles import SCOPE_BITS
 from refractor_megatron.distinction.rules import SCOPES, CompiledRules
 
@@ -25,11 +26,11 @@ MaskMod = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def dense_legal(records: torch.Tensor, rules: CompiledRules) -> torch.Tensor:
-    """bool [L, L] (query, key): legality of every edge of one sample, records [L, 4], before any window."""
+    """bool [L, L] (query, key): legality of every edge of one sample, records [L, >= 4], before any pattern."""
     length = records.shape[0]
-    assert records.dim() == 2 and records.shape[1] == 4, tuple(records.shape)
+    assert records.dim() == 2 and records.shape[1] >= 4, tuple(records.shape)
     assert length <= DENSE_LIMIT, f"the dense mask is an oracle for at most {DENSE_LIMIT} tokens, not {length}"
-    document, segment, role, bits = records.long().unbind(1)
+    document, segment, role, bits = records[:, :4].long().unbind(1)
     kind = role * SCOPES
     for i, bit in enumerate(SCOPE_BITS):
         kind = kind + (bits.bitwise_and(int(bit)) != 0).long() * (1 << i)
@@ -44,37 +45,38 @@ def dense_legal(records: torch.Tensor, rules: CompiledRules) -> torch.Tensor:
     return (legal | torch.eye(length, dtype=torch.bool, device=records.device)) & same_document
 
 
-def dense_mask(records: torch.Tensor, rules: CompiledRules, window: int | None) -> torch.Tensor:
-    """bool [L, L]: legal edges of the local tier; ``window`` bounds the distance |q - k| < window."""
-    legal = dense_legal(records, rules)
-    if window is None:
-        return legal
+def dense_mask(records: torch.Tensor, rules: CompiledRules, pattern: LocalPattern) -> torch.Tensor:
+    """bool [L, L]: legal edges of the local tier."""
     position = torch.arange(records.shape[0], device=records.device)
-    return legal & ((position[:, None] - position[None, :]).abs() < window)
+    return dense_legal(records, rules) & pattern.allows(position[:, None], position[None, :])
 
 
-def dense_summary_mask(
-    records: torch.Tensor, rules: CompiledRules, window: int | None, block_size: int, summaries_per_block: int
+def dense_block_mask(
+    records: torch.Tensor, rules: CompiledRules, pattern: LocalPattern, block_size: int, behind: int = 0
 ) -> torch.Tensor:
-    """bool [L, nb * S]: summaries visible to each query (complete, wholly legal, not wholly inside the window)."""
+    """bool [L, L // block_size]: blocks of which a query may read a summary.
+
+    Complete (every token before the query, and ``behind`` whole blocks between), wholly legal, and not read in full by
+    the local tier.
+    """
     length = records.shape[0]
     blocks = length // block_size
-    legal = dense_legal(records, rules)
-    whole = legal[:, : blocks * block_size].reshape(length, blocks, block_size).all(2)
-    q = torch.arange(length, device=records.device)[:, None]
-    first = torch.arange(blocks, device=records.device)[None, :] * block_size
-    last = first + block_size - 1
-    start = torch.zeros_like(q) if window is None else q - window + 1
-    visible = whole & (last < q) & (first < start)
-    return visible.repeat_interleave(summaries_per_block, dim=1)
+    tokens = torch.arange(length, device=records.device)
+    shape = (length, blocks, block_size)
+    whole = dense_legal(records, rules)[:, : blocks * block_size].reshape(shape).all(2)
+    near = pattern.allows(tokens[:, None], tokens[None, : blocks * block_size]).reshape(shape).all(2)
+    last = (torch.arange(blocks, device=records.device) + 1) * block_size - 1
+    complete = last[None, :] < (tokens // block_size - behind)[:, None] * block_size
+    return whole & complete & ~near
 
 
-def mask_mod(records: torch.Tensor, rules: CompiledRules, window: int | None) -> MaskMod:
-    """Closure ``(q_idx, k_idx) -> bool`` over integer tensors of any broadcastable shapes; captures only tensors.
+def mask_mod(records: torch.Tensor, rules: CompiledRules, pattern: LocalPattern) -> MaskMod:
+    """Closure ``(q_idx, k_idx) -> bool`` over integer tensors of any broadcastable shapes; captures only tensors
+    and the pattern's numbers.
 
     The form that compiled block-sparse kernels take for their partial tiles.
     """
-    document, segment, role, bits = (column.contiguous() for column in records.long().unbind(1))
+    document, segment, role, bits = (column.contiguous() for column in records[:, :4].long().unbind(1))
     kind = role * SCOPES
     for i, bit in enumerate(SCOPE_BITS):
         kind = kind + (bits.bitwise_and(int(bit)) != 0).long() * (1 << i)
@@ -82,7 +84,6 @@ def mask_mod(records: torch.Tensor, rules: CompiledRules, window: int | None) ->
     table = torch.tensor(rules.table, device=records.device).reshape(-1)
     relaxed = torch.tensor(rules.noncausal, device=records.device).reshape(-1)
     shared = torch.tensor(rules.shared, device=records.device)[kind]
-    reach = torch.tensor(records.shape[0] if window is None else window, device=records.device)
 
     def mod(q_idx: torch.Tensor, k_idx: torch.Tensor) -> torch.Tensor:
         same_segment = segment[q_idx] == segment[k_idx]
@@ -90,7 +91,7 @@ def mask_mod(records: torch.Tensor, rules: CompiledRules, window: int | None) ->
         causal = (k_idx <= q_idx) | (relaxed[pair] & same_segment)
         legal = table[pair] & causal & (same_segment | shared[k_idx])
         same_document = (document[q_idx] == document[k_idx]) & (document[k_idx] >= 0)
-        return (legal | (q_idx == k_idx)) & same_document & ((q_idx - k_idx).abs() < reach)
+        return (legal | (q_idx == k_idx)) & same_document & pattern.allows(q_idx, k_idx)
 
     return mod
 

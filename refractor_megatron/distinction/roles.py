@@ -26,3 +26,18 @@ class MaskBit(IntFlag):
 
 #: Bits that take part in role × role × bits rules; CAUSAL and SEGMENT act on positions and segments.
 SCOPE_BITS: tuple[MaskBit, ...] = (MaskBit.TOOL_SCOPE, MaskBit.SAFETY_SCOPE, MaskBit.RET_SCOPE)
+
+
+class RecordPolicy(IntFlag):
+    """Permissions of a retrieved record (spec section 2), as bits of a uint8."""
+
+    ALLOW_COPY = 1
+    ALLOW_TOOLS = 2
+
+
+#: Roles whose tokens a model writes: text that may not be copied is hidden from them.
+WRITING_ROLES: tuple[str, ...] = ("assistant", "code", "tool")
+#: Role that calls tools: text that may not reach a tool is hidden from it, and from every token of TOOL_SCOPE.
+CALLING_ROLE = "tool"
+#: What a retrieved record is to the rules: text of this role that carries RET_SCOPE.
+RETRIEVED_ROLE = "data"

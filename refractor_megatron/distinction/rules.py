@@ -31,6 +31,8 @@ from refractor_megatron.distinction.roles import ROLES, SCOPE_BITS, MaskBit
 from refractor_megatron.errors import ConfigError
 
 BoolTable = npt.NDArray[np.bool_]
+#: Way from a list of rules to a value in it: indices and field names.
+RulePath = tuple[int | str, ...]
 
 #: Roles that every segment of their document may read.
 SHARED_ROLES: tuple[str, ...] = ("system",)
@@ -39,6 +41,20 @@ SCOPES = 1 << len(SCOPE_BITS)
 
 _FIELDS = ("name", "when", "allow_read_from", "allow_write_to", "causal")
 _WHEN_FIELDS = ("role", "bits")
+
+
+class RuleError(ConfigError):
+    """A mistake in a rule set, with what a reader of a file needs to point at it.
+
+    rule: name of the rule, None where it has none yet. path: from the list of rules to the wrong value, or to the
+    field: ``(2, "when", "bits", 0)``; ``()`` is the list itself. complaint: the sentence after the subject. of_key: the
+    field's name is wrong, not its value.
+    """
+
+    def __init__(self, rule: str | None, path: RulePath, complaint: str, of_key: bool = False) -> None:
+        self.rule, self.path, self.complaint, self.of_key = rule, path, complaint, of_key
+        index = f"[{path[0]}]" if path else ""
+        super().__init__(f"safety.masks{index if rule is None else f' rule {rule!r}'} {complaint}")
 
 
 @dataclass(frozen=True)
@@ -136,112 +152,126 @@ def compile_rules(
 ) -> CompiledRules:
     """Validates and compiles a rule list (the value of ``safety.masks``).
 
-    The result does not depend on the order of the list. Errors: ``ConfigError`` naming the rule and the field.
-    Leaks through several layers are refused by ``closure.check_closure``, which the configuration calls too.
+    The result does not depend on the order of the list. Errors: ``RuleError`` (a ``ConfigError``) naming the rule and
+    the field. Leaks through several layers are refused by ``closure.check_closure``, which the configuration calls too.
     """
     if isinstance(rules, str | bytes | Mapping) or not isinstance(rules, Sequence):
-        raise ConfigError(f"safety.masks must be a list of rules, not {type(rules).__name__}.")
+        raise RuleError(None, (), f"must be a list of rules, not {type(rules).__name__}.")
     role_names = tuple(roles)
     for role in shared_roles:
         if role not in role_names:
             raise ConfigError(f"shared role {role!r} is not among the roles {', '.join(role_names)}.")
-    parsed = sorted((_parse(i, rule, role_names) for i, rule in enumerate(rules)), key=lambda rule: rule.name)
-    for first, second in zip(parsed, parsed[1:], strict=False):
-        if first.name == second.name:
-            raise ConfigError(f"safety.masks has two rules named {first.name!r}; give each rule its own name.")
-    return _tables(tuple(parsed), role_names, tuple(sorted(set(shared_roles))))
+    parsed: dict[str, Rule] = {}
+    for index, raw in enumerate(rules):
+        rule = _parse(index, raw, role_names)
+        if rule.name in parsed:
+            raise RuleError(rule.name, (index, "name"), "is there twice; give each rule its own name.")
+        parsed[rule.name] = rule
+    ordered = tuple(parsed[name] for name in sorted(parsed))
+    return _tables(ordered, role_names, tuple(sorted(set(shared_roles))))
 
 
 def _parse(index: int, raw: object, roles: tuple[str, ...]) -> Rule:
-    where = f"safety.masks[{index}]"
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where} must be a mapping with the fields {', '.join(_FIELDS)}, not {raw!r}.")
+        raise RuleError(None, (index,), f"must be a mapping with the fields {', '.join(_FIELDS)}, not {raw!r}.")
     name = raw.get("name")
     if not isinstance(name, str) or not name.strip():
-        raise ConfigError(f"{where} field name must be a non-empty string, not {name!r}.")
-    where = f"safety.masks rule {name!r}"
-    _known_fields(where, raw, _FIELDS)
-    role, bits = _parse_when(where, raw.get("when"), roles)
+        raise RuleError(None, (index, "name"), f"field name must be a non-empty string, not {name!r}.")
+    at = _Place(name, (index,))
+    at.known_fields(raw, _FIELDS)
+    role, bits = _parse_when(at.inside("when"), raw.get("when"), roles)
     causal = raw.get("causal", True)
     if not isinstance(causal, bool):
-        raise ConfigError(f"{where} field causal must be true or false, not {causal!r}.")
+        raise at.inside("causal").error(f"must be true or false, not {causal!r}.")
     return Rule(
         name=name,
         role=role,
         bits=bits,
-        allow_read_from=_role_list(where, "allow_read_from", raw.get("allow_read_from"), roles),
-        allow_write_to=_role_list(where, "allow_write_to", raw.get("allow_write_to"), roles),
+        allow_read_from=_role_list(at.inside("allow_read_from"), raw.get("allow_read_from"), roles),
+        allow_write_to=_role_list(at.inside("allow_write_to"), raw.get("allow_write_to"), roles),
         causal=causal,
     )
 
 
-def _parse_when(where: str, when: object, roles: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+@dataclass(frozen=True)
+class _Place:
+    """Where in a rule the parser stands; makes the errors."""
+
+    rule: str
+    path: RulePath
+
+    def inside(self, *steps: int | str) -> _Place:
+        return _Place(self.rule, (*self.path, *steps))
+
+    def error(self, complaint: str) -> RuleError:
+        field = ".".join(step for step in self.path if isinstance(step, str))
+        return RuleError(self.rule, self.path, f"field {field} {complaint}" if field else complaint)
+
+    def known_fields(self, raw: Mapping[Any, Any], known: tuple[str, ...]) -> None:
+        for field in raw:
+            if field not in known:
+                wrong = self.error(f"has an unknown field {field!r}{nearest(field, known)}.")
+                raise RuleError(self.rule, (*self.path, field), wrong.complaint, of_key=True)
+
+    def known_name(self, value: object, known: tuple[str, ...], kind: str) -> None:
+        if not isinstance(value, str) or value not in known:
+            raise self.error(f"names an unknown {kind} {value!r}{nearest(value, known)}.")
+
+
+def _parse_when(at: _Place, when: object, roles: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
     if not isinstance(when, Mapping) or not when:
-        raise ConfigError(f"{where} field when must name a role, bits or both, e.g. {{role: tool}}, not {when!r}.")
-    _known_fields(f"{where} field when", when, _WHEN_FIELDS)
+        raise at.error(f"must name a role, bits or both, e.g. {{role: tool}}, not {when!r}.")
+    at.known_fields(when, _WHEN_FIELDS)
     role = when.get("role")
     if role is not None:
-        _known_name(where, "when.role", role, roles, "role")
+        at.inside("role").known_name(role, roles, "role")
     bits = when.get("bits")
     if bits is None:
         bits = ()
     elif isinstance(bits, str) or not isinstance(bits, Sequence) or not bits:
-        raise ConfigError(f"{where} field when.bits must be a non-empty list of scope bits, not {bits!r}.")
+        raise at.inside("bits").error(f"must be a non-empty list of scope bits, not {bits!r}.")
     names = tuple(str(bit.name) for bit in SCOPE_BITS)
-    for bit in bits:
+    for i, bit in enumerate(bits):
+        place = at.inside("bits", i)
         if bit in (MaskBit.CAUSAL.name, MaskBit.SEGMENT.name):
-            raise ConfigError(
-                f"{where} field when.bits names {bit}, which acts on positions and segments and cannot "
-                f"select tokens; use {', '.join(names)}."
+            raise place.error(
+                f"names {bit}, which acts on positions and segments and cannot select tokens; use {', '.join(names)}."
             )
-        _known_name(where, "when.bits", bit, names, "scope bit")
+        place.known_name(bit, names, "scope bit")
     if role is None and not bits:
-        raise ConfigError(f"{where} field when must name a role, bits or both.")
+        raise at.error("must name a role, bits or both.")
     return role, tuple(sorted(set(bits)))
 
 
-def _role_list(where: str, field: str, value: object, roles: tuple[str, ...]) -> tuple[str, ...] | None:
+def _role_list(at: _Place, value: object, roles: tuple[str, ...]) -> tuple[str, ...] | None:
     if value is None:
         return None
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ConfigError(f"{where} field {field} must be a list of roles, not {value!r}.")
-    for role in value:
-        _known_name(where, field, role, roles, "role")
+        raise at.error(f"must be a list of roles, not {value!r}.")
+    for i, role in enumerate(value):
+        at.inside(i).known_name(role, roles, "role")
     return tuple(role for role in roles if role in value)
 
 
-def _known_fields(where: str, raw: Mapping[Any, Any], known: tuple[str, ...]) -> None:
-    for field in raw:
-        if field not in known:
-            raise ConfigError(f"{where} has an unknown field {field!r}{_nearest(field, known)}.")
-
-
-def _known_name(where: str, field: str, value: object, known: tuple[str, ...], kind: str) -> None:
-    if value not in known:
-        hint = _nearest(value, known)
-        raise ConfigError(f"{where} field {field} names an unknown {kind} {value!r}{hint}.")
-
-
-def _nearest(value: object, known: tuple[str, ...]) -> str:
+def nearest(value: object, known: tuple[str, ...]) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or all of them."""
     close = get_close_matches(str(value), known, n=1)
     return f"; did you mean {close[0]!r}" if close else f"; known are {', '.join(known)}"
 
 
 def _tables(rules: tuple[Rule, ...], roles: tuple[str, ...], shared_roles: tuple[str, ...]) -> CompiledRules:
     types = len(roles) * SCOPES
-    role_of = np.arange(types) // SCOPES
-    scope = np.arange(types) % SCOPES
     table = np.ones((types, types), dtype=np.bool_)
     noncausal = np.zeros_like(table)
     safety_forbidden = np.zeros_like(table)
     for rule in rules:
-        allowed, both = _rule_table(rule, roles, role_of, scope)
+        allowed, both = rule_table(rule, roles)
         table &= allowed
         if MaskBit.SAFETY_SCOPE.name in rule.bits:
             safety_forbidden |= ~allowed
         if not rule.causal:
             noncausal |= both
-    shared = np.isin(role_of, [roles.index(role) for role in shared_roles])
+    shared = np.isin(np.arange(types) // SCOPES, [roles.index(role) for role in shared_roles])
     canonical = {
         "version": 1,
         "roles": list(roles),
@@ -255,14 +285,14 @@ def _tables(rules: tuple[Rule, ...], roles: tuple[str, ...], shared_roles: tuple
     return CompiledRules(rules, roles, shared_roles, *arrays, digest=hashlib.sha256(text.encode()).hexdigest())
 
 
-def _rule_table(
-    rule: Rule, roles: tuple[str, ...], role_of: npt.NDArray[Any], scope: npt.NDArray[Any]
-) -> tuple[BoolTable, BoolTable]:
+def rule_table(rule: Rule, roles: tuple[str, ...]) -> tuple[BoolTable, BoolTable]:
     """-> (pairs the rule allows, pairs of which it matches both ends), each [T, T] as [query, key]."""
+    types = np.arange(len(roles) * SCOPES)
+    role_of, scope = types // SCOPES, types % SCOPES
     mask = sum(1 << i for i, bit in enumerate(SCOPE_BITS) if bit.name in rule.bits)
     in_scope = (scope & mask) == mask
     match = in_scope if rule.role is None else in_scope & (role_of == roles.index(rule.role))
-    forbidden = np.zeros((len(role_of), len(role_of)), dtype=np.bool_)
+    forbidden = np.zeros((len(types), len(types)), dtype=np.bool_)
     if rule.allow_read_from is not None:
         readable = np.isin(role_of, [roles.index(role) for role in rule.allow_read_from])
         forbidden |= match[:, None] & ~readable[None, :]

@@ -16,7 +16,7 @@ class Batch:
 
     tokens: Tensor  # int64 [b, s]
     labels: Tensor  # int64 [b, s]
-    records: Tensor  # int32 [b, s, 4] = (document, segment, role, mask bits)
+    records: Tensor  # int32 [b, s, 4 + R] = (document, segment, role, mask bits, ids of R readable records or -1)
 
 
 @dataclass(frozen=True)

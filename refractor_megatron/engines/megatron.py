@@ -28,6 +28,8 @@ from ..compat.megatron import (
 from ..config.schema import RunConfig
 from ..distinction.closure import compile_checked
 from ..distinction.rules import CompiledRules
+from ..fabric.context_parallel import local_shard, part_of
+from ..fabric.retrieval import RetrievalBank
 from ..transformation.assemble_gpt import Grid, RouterPlan, assemble, transformer_config
 from ..transformation.initialise import initialise
 from ..transformation.layer_plan import LayerPlan, plan_layers
@@ -70,29 +72,45 @@ class MegatronEngine:
     """See ``engines.base.Engine``. One pipeline stage, one model chunk."""
 
     def __init__(
-        self, cfg: RunConfig, device: torch.device, *, grid: Grid | None = None, stock_attention: bool = False
+        self,
+        cfg: RunConfig,
+        device: torch.device,
+        *,
+        grid: Grid | None = None,
+        stock_attention: bool = False,
+        bank: RetrievalBank | None = None,
     ) -> None:
         """Build everything for ``cfg``.
 
         Args:
             grid: in place of ``cfg.parallel`` (a run is evaluated on one rank, whatever grid trained it).
             stock_attention: keep Megatron's own causal DotProductAttention (parity tests).
+            bank: the records that batches name; needed where ``cfg`` retrieves.
         """
         self.device = device
-        self.grid = grid or Grid(cfg.parallel.tp, cfg.parallel.pp, cfg.parallel.ep)
+        self.grid = grid or Grid(cfg.parallel.tp, cfg.parallel.pp, cfg.parallel.ep, cfg.parallel.cp)
         self.plan: LayerPlan = plan_layers(cfg)
         self.rules: CompiledRules = compile_checked(cfg.safety.masks)[0]
         self.seq_len, self.micro_batch, self.seed = cfg.train.seq_len, cfg.train.micro_batch, cfg.train.seed
         bf16 = cfg.train.mixed_precision == "bf16"
         _initialise_groups(self.grid)
-        self.data_rank = parallel_state.get_data_parallel_rank()
+        self.part = part_of(parallel_state.get_context_parallel_group())
+        self.data_rank = parallel_state.get_data_parallel_rank()  # ranks that share a sequence share these
         self.data_size = parallel_state.get_data_parallel_world_size()
         self.is_reporter = dist.get_rank() == 0
         self.reseed(0)
         lb = cfg.router.lb
-        router = RouterPlan(cfg.router.gate_temp, cfg.router.renormalize_topk, lb.lambda_kl, lb.lambda_ent, lb.entropy)
+        router = RouterPlan(
+            cfg.router.gate_temp,
+            cfg.router.renormalize_topk,
+            lb.lambda_kl,
+            lb.lambda_ent,
+            lb.entropy,
+            cfg.router.gate_features,
+        )
         self.config = transformer_config(self.plan, router, self.grid, bf16=bf16, recompute=cfg.train.recompute)
-        core = assemble(self.plan, router, None if stock_attention else self.rules, self.config, self.seq_len)
+        rules = None if stock_attention else self.rules
+        core = assemble(self.plan, router, rules, self.config, self.seq_len, bank, self.seed)
         initialise(core, self.plan, self.seed)
         self.model = core.to(device)
         wrapped = Float16Module(self.config, core) if bf16 else core
@@ -199,16 +217,19 @@ class MegatronEngine:
     def _forward(self, batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
         batch = next(batches)
         tokens, labels, records = (t.to(self.device) for t in (batch.tokens, batch.labels, batch.records))
-        output = model(tokens, _positions(tokens), records, labels=labels)
+        # records stay whole: the mask of a shard needs those of the keys it reads, wherever they are
+        shard = [local_shard(t, 1, self.part) for t in (tokens, _positions(tokens), labels)]
+        output = model(shard[0], shard[1], records, labels=shard[2])
 
         def loss_function(per_token: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             loss = per_token.float().mean()
-            return loss, {"loss": loss.detach().clone()}  # the schedule divides ``loss`` in place
+            # the schedule multiplies by cp, in place, and gradients are averaged over the shards of a sequence as well
+            return loss / self.part.size, {"loss": loss.detach()}
 
         return output, loss_function
 
     def _mean_loss(self, losses: list[Tensor], micro_batches: int) -> float:
-        """Mean over micro-batches and data-parallel ranks, known to every rank of every stage."""
+        """Mean over micro-batches, data-parallel ranks and shards, known to every rank of every stage."""
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         if losses and parallel_state.get_tensor_model_parallel_rank() == 0:
             total[0] = torch.stack(losses).double().sum()
@@ -245,6 +266,7 @@ def _initialise_groups(grid: Grid) -> None:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=grid.tp,
         pipeline_model_parallel_size=grid.pp,
+        context_parallel_size=grid.cp,
         expert_model_parallel_size=grid.ep,
         expert_tensor_parallel_size=grid.etp,
     )

@@ -6,12 +6,12 @@ Reads the newest checkpoint, whatever grid wrote it, and writes ``final.json``, 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.retrieval.neighbours import Neighbours
 from data_pipeline.stream import SampleStream
 
 from ..checkpoint.store import Store
@@ -22,6 +22,7 @@ from ..tokenizer import Tokenizer
 from ..training.batches import stack
 from ..training.dataset import open_stream
 from ..training.folder import RunFolder, write_json
+from ..training.retrieval import open_retrieval
 from ..training.state import TrainState
 from ..transformation.assemble_gpt import Grid
 from .baselines import measure_baselines
@@ -37,9 +38,12 @@ def evaluate(path: Path) -> dict[str, Any]:
     """
     folder = RunFolder(path)
     cfg = RunConfig.load(folder.config)
-    engine = MegatronEngine(cfg, start_distributed(), grid=Grid())
+    device = start_distributed()
+    retrieval = open_retrieval(folder, cfg, device)
+    engine = MegatronEngine(cfg, device, grid=Grid(), bank=retrieval.bank)
     stream, train = open_stream(folder, cfg, "heldout"), open_stream(folder, cfg, "train")
-    state = TrainState(cfg, engine, stream.digest)
+    neighbours = retrieval.neighbours()
+    state = TrainState(cfg, engine, stream.digest, retrieval.digest)
     store = Store(folder.checkpoints, cfg.checkpoint.keep)
     newest = store.latest()
     if newest is None:
@@ -47,11 +51,13 @@ def evaluate(path: Path) -> dict[str, Any]:
     state.check_identity(newest)
     state.load(store, newest, optimizer=False)
     final: dict[str, Any] = {"step": state.progress.step, "config_hash": cfg.hash, "data_digest": stream.digest}
-    final["raw"] = asdict(measure(engine, stream, cfg.train.micro_batch))
+    final["raw"] = asdict(measure(engine, stream, cfg.train.micro_batch, neighbours))
+    if neighbours is not None:
+        final["retrieval"] = {"digest": retrieval.digest, **neighbours.take_counts().summary()}
     ema = state.ema
     if ema is not None:
         with ema.swapped_in():
-            final["ema"] = asdict(measure(engine, stream, cfg.train.micro_batch))
+            final["ema"] = asdict(measure(engine, stream, cfg.train.micro_batch, neighbours))
     baselines = measure_baselines(train, stream)
     final |= {
         "unigram": baselines["unigram"]["loss"],
@@ -59,24 +65,25 @@ def evaluate(path: Path) -> dict[str, Any]:
         "below_unigram": 1.0 - final["raw"]["loss"] / baselines["unigram"]["loss"],
     }
     with ema.swapped_in() if ema is not None else contextlib.nullcontext():
-        samples = _samples(cfg, engine, stream, json.loads(folder.data.read_text())["folder"])
+        samples = _samples(cfg, engine, stream, neighbours)
     write_json(folder.baselines, {"config_hash": cfg.hash, **baselines})
     write_json(folder.samples, samples)
     write_json(folder.final, final)
     return final
 
 
-def _samples(cfg: RunConfig, engine: MegatronEngine, stream: SampleStream, data: str) -> list[dict[str, Any]]:
+def _samples(
+    cfg: RunConfig, engine: MegatronEngine, stream: SampleStream, neighbours: Neighbours | None
+) -> list[dict[str, Any]]:
     """Continuations of held-out prompts, drawn with the averaged weights where there are any."""
-    tokenizer = Tokenizer.load(Path(data) / "tokenizer.json")
+    tokenizer = Tokenizer.load(stream.folder / "tokenizer.json")
     options = SamplingOptions(seed=cfg.train.seed)
     prompt, count = cfg.train.seq_len // 4, min(cfg.evaluation.sample_tokens, cfg.train.seq_len // 2)
     samples = []
     for index in range(min(cfg.evaluation.samples, stream.samples_per_epoch)):
-        batch = stack([stream.sample(index)])
-        new = continue_prompts(
-            engine, batch.tokens[:, :prompt], batch.records[:, :prompt], count, tokenizer.vocab_size, options
-        )
+        batch = stack([stream.sample(index)], neighbours)
+        tokens, records = batch.tokens[:, :prompt], batch.records[:, :prompt]
+        new = continue_prompts(engine, tokens, records, count, tokenizer.vocab_size, options, neighbours)
         samples.append(
             {
                 "prompt": tokenizer.decode(batch.tokens[0, :prompt].tolist()).decode("utf-8", "replace"),

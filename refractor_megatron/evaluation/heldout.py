@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from data_pipeline.retrieval.neighbours import Neighbours
 from data_pipeline.stream import SampleStream
 
 from ..engines.megatron import MegatronEngine
@@ -23,12 +24,14 @@ class HeldOut:
     by_position: list[float]  # nats per token in eight equal parts of the sequence, first to last
 
 
-def measure(engine: MegatronEngine, stream: SampleStream, micro_batch: int) -> HeldOut:
+def measure(
+    engine: MegatronEngine, stream: SampleStream, micro_batch: int, neighbours: Neighbours | None = None
+) -> HeldOut:
     """Loss of every held-out window (all of ``stream``, one epoch)."""
     total = torch.zeros(engine.seq_len, dtype=torch.float64)
     windows = stream.samples_per_epoch
     for first in range(0, windows, micro_batch):
-        batch = stack([stream.window(i) for i in range(first, min(first + micro_batch, windows))])
+        batch = stack([stream.window(i) for i in range(first, min(first + micro_batch, windows))], neighbours)
         total += engine.token_losses(batch).double().sum(0).cpu()
     mean = total / windows  # [s]
     loss = float(mean.mean())

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import OutputError
 from ..training.folder import RunFolder
 from .report_data import RunData, number, text
+from .report_flow import FLOW_PANELS, attention_facts, flow_facts
 from .report_plots import LOSS, PANELS, Panel, data_uri, panel_svg, write_picture
 from .report_style import CSS
 from .report_summary import MISSING, ResultRow, facts, headline, progress, result_rows, tiles
@@ -76,6 +77,11 @@ def render(run: RunData) -> str:
 </section>
 <section><h2>{escape(LOSS.title)}</h2>{_figure(LOSS, run, 11.2, 4.1)}</section>
 <section class="grid">{"".join(_card(panel, run) for panel in PANELS)}</section>
+<section class="pair">
+<div><h2>Who may read whom</h2>{_table(flow_facts(run))}</div>
+<div><h2>Attention</h2>{_table(attention_facts(run))}</div>
+</section>
+<section class="grid">{"".join(_card(panel, run) for panel in FLOW_PANELS)}</section>
 <section><h2>Sampled continuations</h2>{_samples(run)}</section>
 <section><h2>Data</h2>{_sources(run)}</section>
 <section><h2>Environment</h2>{_table(_flat({**run.environment, **run.device}))}</section>

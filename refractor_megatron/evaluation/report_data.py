@@ -69,9 +69,15 @@ class RunData:
 
     def lists(self, name: str) -> tuple[Floats, Floats]:
         """Steps [n] and rows [n, k] of a list metric; records of another length than the last one are left out."""
-        rows = [(record["step"], record[name]) for record in self.steps if _is_list(record.get(name))]
-        rows = [(step, values) for step, values in rows if len(values) == len(rows[-1][1])]
-        return np.array([step for step, _ in rows], float), np.array([values for _, values in rows], float)
+        return _rows(self.steps, name)
+
+    def held_out_lists(self, name: str) -> tuple[Floats, Floats]:
+        """As ``lists``, of a list metric of evaluations with the raw weights."""
+        return _rows([record for record in self.evals if record.get("weights") == "raw"], name)
+
+    def last_evaluation(self) -> Mapping[str, Any]:
+        """The newest evaluation during training with the raw weights."""
+        return next((record for record in reversed(self.evals) if record.get("weights") == "raw"), {})
 
     def result(self, weights: str) -> Mapping[str, Any]:
         """The newest held-out result of ``raw`` or ``ema`` weights: of the whole split if ``final.json`` has it."""
@@ -113,6 +119,12 @@ def text(mapping: Any, *path: str) -> str | None:
 def _series(records: list[Record], name: str) -> tuple[Floats, Floats]:
     pairs = [(record["step"], value) for record in records if (value := number(record, name)) is not None]
     return np.array([step for step, _ in pairs], float), np.array([value for _, value in pairs], float)
+
+
+def _rows(records: list[Record], name: str) -> tuple[Floats, Floats]:
+    rows = [(record["step"], record[name]) for record in records if _is_list(record.get(name))]
+    rows = [(step, values) for step, values in rows if len(values) == len(rows[-1][1])]
+    return np.array([step for step, _ in rows], float), np.array([values for _, values in rows], float)
 
 
 def _is_list(value: object) -> bool:

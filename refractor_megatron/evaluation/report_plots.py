@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,7 +228,7 @@ PICTURE = (LOSS, *PANELS[:5])
 
 def panel_svg(panel: Panel, run: RunData, width: float, height: float) -> str | None:
     """The panel as a standalone SVG document of ``width`` × ``height`` inches; None where nothing is recorded."""
-    with _figure(width, height) as figure:
+    with styled_figure(width, height) as figure:
         axes = figure.add_subplot()
         if not panel.draw(axes, run):
             return None
@@ -245,7 +245,7 @@ def data_uri(svg: str) -> str:
 
 def write_picture(run: RunData, title: str, out: Path) -> None:
     """Write `PICTURE` as one PNG of 2 × 3 panels, 1800 × 1000 pixels."""
-    with _figure(15, 8.3, pad=0.12) as figure:
+    with styled_figure(15, 8.3, pad=0.12) as figure:
         figure.suptitle(title, x=0.008, ha="left", fontsize=11.5, color=INK)
         for number_, panel in enumerate(PICTURE, 1):
             axes = figure.add_subplot(2, 3, number_)
@@ -258,8 +258,16 @@ def write_picture(run: RunData, title: str, out: Path) -> None:
         figure.savefig(out, format="png", dpi=120, metadata={"Software": None})
 
 
+def position_axis(axes: Axes, buckets: Sequence[tuple[int, int]]) -> None:
+    """Label the x axis 0, 1, ... with the buckets [first, last) of positions in the document."""
+    axes.set_xticks(range(len(buckets)), [f"{first:,}–{last - 1:,}" for first, last in buckets])
+    axes.set_xlim(-0.35, len(buckets) - 0.65)
+    axes.set_xlabel("position in the document, tokens")
+
+
 @contextmanager
-def _figure(width: float, height: float, pad: float = 0.04) -> Iterator[Figure]:
+def styled_figure(width: float, height: float, pad: float = 0.04) -> Iterator[Figure]:
+    """A figure of ``width`` x ``height`` inches in the style of the reports, whatever the user's own settings."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

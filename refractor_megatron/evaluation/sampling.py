@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data_pipeline.retrieval.neighbours import Neighbours
+
 from ..engines.megatron import MegatronEngine
 
 
@@ -30,13 +32,20 @@ def next_tokens(logits: Tensor, options: SamplingOptions, generator: torch.Gener
 
 
 def continue_prompts(
-    engine: MegatronEngine, tokens: Tensor, records: Tensor, count: int, vocab_size: int, options: SamplingOptions
+    engine: MegatronEngine,
+    tokens: Tensor,
+    records: Tensor,
+    count: int,
+    vocab_size: int,
+    options: SamplingOptions,
+    neighbours: Neighbours | None = None,
 ) -> Tensor:
     """Continue prompts of one length.
 
     Args:
-        tokens: int64 [b, p]; records: int32 [b, p, 4]. New tokens take the record of the last prompt token.
+        tokens: int64 [b, p]; records: int32 [b, p, 4 + R]. New tokens take the record of the last prompt token.
         vocab_size: ids at or above it are padding of the embedding table and are never chosen.
+        neighbours: retrieves, for text that is not in the index, whenever a chunk is complete; needed where R > 0.
 
     Returns:
         int64 [b, count].
@@ -47,6 +56,16 @@ def continue_prompts(
     for _ in range(count):
         logits = engine.logits(tokens, records)[:, -1, :vocab_size].cpu()
         chosen = next_tokens(logits, options, generator)
+        record = records[:, -1:]
+        if neighbours is not None and tokens.shape[1] % neighbours.chunk == 0:
+            record = torch.cat([record[..., :4], _retrieved(tokens, records, neighbours)], dim=2)
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
-        records = torch.cat([records, records[:, -1:]], dim=1)
+        records = torch.cat([records, record], dim=1)
     return tokens[:, prompt:]
+
+
+def _retrieved(tokens: Tensor, records: Tensor, neighbours: Neighbours) -> Tensor:
+    """Ids int32 [b, 1, R] for the chunk that begins now, found with the one that has just ended."""
+    last = slice(tokens.shape[1] - neighbours.chunk, None)
+    found = neighbours.found_with(tokens[:, last].cpu().numpy(), records[:, last, 0].cpu().numpy(), None)
+    return torch.from_numpy(found)[:, None].to(records)

@@ -2,6 +2,6 @@
 
 from refractor_megatron.fabric.attention import tri_tier_attention
 from refractor_megatron.fabric.plan import MaskPlan, plan_for
-from refractor_megatron.fabric.summaries import attn_pool, rotate_to_centre
+from refractor_megatron.fabric.summaries import pool, pool_level2
 
-__all__ = ["MaskPlan", "attn_pool", "plan_for", "rotate_to_centre", "tri_tier_attention"]
+__all__ = ["MaskPlan", "plan_for", "pool", "pool_level2", "tri_tier_attention"]

@@ -1,6 +1,8 @@
-"""The fabric's one entry: attention over [summaries | local] keys under a joint softmax."""
+"""The fabric's entry: attention over [far | tokens] keys, under one softmax or one for each tier."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -12,28 +14,52 @@ def tri_tier_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    k_s: torch.Tensor | None,
-    v_s: torch.Tensor | None,
+    k_far: torch.Tensor | None,
+    v_far: torch.Tensor | None,
     plan: MaskPlan,
     scale: float,
     backend: str = "auto",
 ) -> torch.Tensor:
-    """out[b, h, L, d] = softmax over the legal keys of [summaries | tokens] of q · k * scale, times their values.
+    """out[b, h, s, d] = softmax over the legal keys of [far | tokens] of q · k * scale, times their values.
 
-    q: [b, h, L, d]; k, v: [b, h_kv, L, d] with h % h_kv == 0 (query head i reads key head i // (h / h_kv));
-    k_s, v_s: [b, h_kv, plan.n_summaries, d], None exactly when the plan has no summaries. Rows without a legal key are
-    zero and counted in ``plan.stats``. Differentiable in q, k, v, k_s, v_s.
+    q: [b, h, s, d] with s = plan.length; k, v: [b, h_kv, plan.n_tokens, d] with h % h_kv == 0 (query head i reads key
+    head i // (h / h_kv)); k_far, v_far: [b, h_kv, plan.n_far, d], None exactly when the plan has no far keys. Rows
+    without a legal key are zero and counted in ``plan.stats``. Differentiable in q, k, v, k_far, v_far.
     Errors: ``CapabilityError`` when ``backend`` cannot serve this request (see ``backends.resolve``).
     """
-    b, heads, length, d = q.shape
-    assert k.shape == v.shape and k.shape[0] == b and k.shape[2:] == (length, d), (tuple(q.shape), tuple(k.shape))
-    assert heads % k.shape[1] == 0, f"{heads} query heads over {k.shape[1]} key heads"
-    assert (b, length) == (plan.layout.batch, plan.length), ((b, length), (plan.layout.batch, plan.length))
-    if plan.n_summaries == 0:
+    b, heads, rows, d = q.shape
+    kv_heads = k.shape[1]
+    assert k.shape == v.shape == (b, kv_heads, plan.n_tokens, d), (tuple(q.shape), tuple(k.shape), plan.n_tokens)
+    assert heads % kv_heads == 0, f"{heads} query heads over {kv_heads} key heads"
+    assert (b, rows) == (plan.layout.batch, plan.length), ((b, rows), (plan.layout.batch, plan.length))
+    if plan.n_far == 0:
         # A sequence shorter than one block has no summaries: empty tensors stand for "off".
-        assert k_s is None or k_s.shape[2] == 0, "summaries given, but the plan has none"
-        k_s = v_s = None
+        assert k_far is None or k_far.shape[2] == 0, "far keys given, but the plan has none"
+        k_far = v_far = None
     else:
-        assert k_s is not None and v_s is not None, f"the plan has {plan.n_summaries} summaries, none were given"
-        assert k_s.shape == v_s.shape == (b, k.shape[1], plan.n_summaries, d), (tuple(k_s.shape), plan.n_summaries)
-    return resolve(backend, q, k)(q, k, v, k_s, v_s, plan, scale)
+        assert k_far is not None and v_far is not None, f"the plan has {plan.n_far} far keys, none were given"
+        assert k_far.shape == v_far.shape == (b, kv_heads, plan.n_far, d), (tuple(k_far.shape), plan.n_far)
+    return resolve(backend, q, k)(q, k, v, k_far, v_far, plan, scale)
+
+
+def separate_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_far: torch.Tensor | None,
+    v_far: torch.Tensor | None,
+    plans: Sequence[MaskPlan],
+    gates: torch.Tensor | None,
+    scale: float,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Sum over tiers of gate · softmax over that tier's keys alone (``relation.combine``: sum, gated).
+
+    plans: one for each tier (``MaskSpec.only``); gates: [tiers, b, h, s, 1], None for a plain sum (spec section 13.1).
+    With gates equal to the softmax over tiers of their log-sum-exps it is the joint attention. A tier without keys for
+    a row adds nothing to it. Other arguments and errors as in ``tri_tier_attention``.
+    """
+    parts = [tri_tier_attention(q, k, v, k_far, v_far, plan, scale, backend) for plan in plans]
+    if gates is not None:
+        parts = [part * gate.to(part.dtype) for part, gate in zip(parts, gates, strict=True)]
+    return torch.stack(parts).sum(0)

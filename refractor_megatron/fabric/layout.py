@@ -1,7 +1,10 @@
 """Which keys each block of queries visits: the block-sparse lowering of the interval form.
 
-Keys of a sample live in one joint space [summaries | tokens]. A query block visits the union of its rows' intervals,
-as a few contiguous ranges; inside the visited ranges an additive bias removes the illegal edges.
+Keys of a sample live in one joint space [far | tokens]. Query blocks form binary trees. A node of a tree visits,
+without any mask, the keys that all its rows may read and that no node above it has taken (summaries far back, the old
+part of a dense prefix); a leaf visits what is left of its rows' intervals under a mask (the window, the newest
+summaries, retrieved records). So most keys are read in tall calls, and masks stay small. Masks of equal content are one
+object: in a plain document all leaves of a kind share one.
 """
 
 from __future__ import annotations
@@ -14,185 +17,204 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from refractor_megatron.distinction.intervals import Intervals, Rows
+from refractor_megatron.fabric.joint import SampleKeys
+from refractor_megatron.fabric.tree import Range, Shape, cores, leaves, pieces_of, split, without
 
-#: Gaps of at most this many keys are visited rather than split: one more op call costs more than 32 keys.
-_GAP = 32
-#: Ranges start at a multiple of this many keys, for vector loads.
-_ALIGN = 16
 #: One call serves all samples of a batch while this holds: visited(union) <= _UNION * visited(separately) ...
 _UNION = 1.5
-#: ... or when the batch is so small that the calls cost more than the pairs.
+#: ... or while the calls are so small that their number costs more than their pairs.
 _SMALL = 1 << 16
+#: Rows under the root of a tree; the fused kernels reach their full speed at 768 rows.
+_TALL = 1024
 #: Biases are kept on the layout up to this many elements (32 MiB in float32) and rebuilt on each use beyond.
 _CACHED_BIAS = 8 << 20
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SampleKeys:
-    """Joint-space intervals of one sample's rows, and its counts."""
+class Mask:
+    """Legal edges of a partly masked visit.
 
-    rows: Rows
-    dead: npt.NDArray[np.int64]
-    edges: int
+    tables: samples with a mask of their own, 1 when all samples of the visit share it; pieces: int32 [n, 4] =
+    (table, row, first column, last column), disjoint within a row.
+    """
+
+    tables: int
+    rows: int
+    keys: int
+    pieces: npt.NDArray[np.int32]
+
+    def legal(self) -> npt.NDArray[np.bool_]:
+        """bool [tables, rows, keys]."""
+        table, row, lo, hi = self.pieces.T
+        steps = np.zeros((self.tables, self.rows, self.keys + 1), dtype=np.int8)
+        # Two statements: a piece may end in the column where the next one of its row begins.
+        steps[table, row, lo] += 1
+        steps[table, row, hi] -= 1
+        return np.cumsum(steps[..., :-1], axis=-1, dtype=np.int8).view(np.bool_)
+
+    @cached_property
+    def idle(self) -> torch.Tensor | None:
+        """bool [tables, 1, rows]: rows without a key in this visit; None when there are none."""
+        idle = np.ones((self.tables, 1, self.rows), dtype=np.bool_)
+        idle[self.pieces[:, 0], 0, self.pieces[:, 1]] = False
+        return torch.from_numpy(idle) if idle.any() else None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Visit:
-    """One op call: queries [first, last) of ``samples`` (None = the whole batch) over the given key ranges.
+    """One op call: queries [first, last) of the samples [lo, hi) of the batch, over the given key ranges.
 
-    summaries, tokens: ranges [lo, hi) in their own index spaces. ``tables``: the distinct samples whose intervals mask
-    this visit, one per sample, or a single one when all samples share it.
+    far, tokens: ranges [lo, hi) in their own index spaces. mask: None when every edge is legal. opens: this is the
+    first visit of its rows.
     """
 
     first: int
     last: int
-    samples: tuple[int, ...] | None
-    summaries: tuple[tuple[int, int], ...]
-    tokens: tuple[tuple[int, int], ...]
-    tables: tuple[SampleKeys, ...]
+    samples: Range
+    far: tuple[Range, ...]
+    tokens: tuple[Range, ...]
+    mask: Mask | None
+    opens: bool
 
     @property
     def keys(self) -> int:
         """Number of keys visited by every query of the block."""
-        return sum(hi - lo for lo, hi in (*self.summaries, *self.tokens))
+        return sum(hi - lo for lo, hi in (*self.far, *self.tokens))
 
-    def size(self, batch: int) -> int:
-        """Number of samples served, out of a batch."""
-        return batch if self.samples is None else len(self.samples)
+    @property
+    def pairs(self) -> int:
+        """(query, key) pairs computed, over all samples served."""
+        return (self.last - self.first) * self.keys * (self.samples[1] - self.samples[0])
 
 
 @dataclass(eq=False, repr=False)
 class Layout:
-    """All visits of a batch. ``n_summaries`` joint-space keys come before the tokens."""
+    """All visits of a batch: ``rows`` queries over ``n_far`` far keys, then ``n_tokens`` token keys."""
 
     batch: int
-    length: int
-    n_summaries: int
+    rows: int
+    n_far: int
+    n_tokens: int
     q_block: int
     visits: tuple[Visit, ...]
     legal_edges: int
     fully_masked_rows: int
-    _bias: dict[tuple[int, torch.dtype, int], torch.Tensor | None] = field(default_factory=dict)
+    every_row_visited: bool
+    _bias: dict[tuple[Mask, torch.dtype, int], torch.Tensor] = field(default_factory=dict)
 
     @property
     def visited_pairs(self) -> int:
         """(query, key) pairs that the visits compute, masked ones included."""
-        return sum((v.last - v.first) * v.keys * v.size(self.batch) for v in self.visits)
-
-    @cached_property
-    def _mask_elements(self) -> int:
-        return sum((v.last - v.first) * v.keys * len(v.tables) for v in self.visits)
+        return _pairs(self.visits)
 
     def legal(self, index: int) -> npt.NDArray[np.bool_]:
-        """bool [samples or 1, rows, keys] of one visit, in the order summaries, tokens."""
+        """bool [1 or samples served, rows, keys] of one visit, in the order far, tokens; 1 when they share the mask."""
         visit = self.visits[index]
-        rows = visit.last - visit.first
-        masks = []
-        for table in visit.tables:
-            part = table.rows.between(visit.first, visit.last)
-            shift = [(lo + self.n_summaries, hi + self.n_summaries) for lo, hi in visit.tokens]
-            masks.append(np.concatenate([part.dense(rows, lo, hi) for lo, hi in (*visit.summaries, *shift)], axis=1))
-        return np.stack(masks)
+        if visit.mask is None:
+            return np.ones((1, visit.last - visit.first, visit.keys), dtype=np.bool_)
+        return visit.mask.legal()
 
-    def bias(self, index: int, dtype: torch.dtype, group: int) -> torch.Tensor | None:
-        """Additive mask [samples or 1, 1, group * rows, keys] of 0 and -inf on the CPU, None when every edge is legal.
+    def bias(self, mask: Mask, dtype: torch.dtype, group: int) -> torch.Tensor:
+        """Additive mask [tables, 1, group * rows, keys] of 0 and -inf on the CPU.
 
         Rows repeat ``group`` times, as the queries that share a key head are folded into rows.
         """
-        key = (index, dtype, group)
+        key = (mask, dtype, group)
         if key in self._bias:
             return self._bias[key]
-        legal = torch.from_numpy(self.legal(index))
-        bias = None
-        if not bool(legal.all()):
-            bias = torch.zeros(legal.shape, dtype=dtype).masked_fill_(~legal, float("-inf"))
-            bias = bias.repeat(1, group, 1)[:, None] if group > 1 else bias[:, None]
-        if group * self._mask_elements <= _CACHED_BIAS:
+        legal = torch.from_numpy(mask.legal())
+        bias = torch.zeros(legal.shape, dtype=dtype).masked_fill_(~legal, float("-inf")).repeat(1, group, 1)[:, None]
+        if sum(kept.numel() for kept in self._bias.values()) + bias.numel() <= _CACHED_BIAS:
             self._bias[key] = bias
         return bias
 
 
-def sample_keys(intervals: Intervals, block_size: int | None, per_block: int) -> SampleKeys:
-    """Joint-space rows of one sample: summaries (when ``block_size`` is given), then tokens."""
-    rows = intervals.rows
-    length = intervals.length
-    alive = np.zeros(length, dtype=np.bool_)
-    alive[rows.row] = True
-    if block_size is not None:
-        offset = length // block_size * per_block
-        seen = intervals.summary_rows(block_size).scaled(per_block)
-        row = np.concatenate([seen.row, rows.row])
-        lo = np.concatenate([seen.lo, rows.lo + offset])
-        hi = np.concatenate([seen.hi, rows.hi + offset])
-        order = np.argsort(row, kind="stable")
-        rows = Rows(row[order], lo[order], hi[order])
-    return SampleKeys(rows, np.flatnonzero(~alive), rows.count())
+def build_layout(samples: Sequence[SampleKeys], rows: int, n_far: int, n_tokens: int, q_block: int) -> Layout:
+    """Lays out a batch: intervals of ``rows`` queries each, in the joint space of ``n_far + n_tokens`` keys.
 
-
-def build_layout(samples: Sequence[SampleKeys], length: int, n_summaries: int, q_block: int) -> Layout:
-    """Lays out a batch; samples that are the same object share their masks."""
+    Samples that are the same object share their visits. Others share those of a tree where this visits few needless
+    pairs, and have visits of their own elsewhere.
+    """
+    shape, batch, masks = Shape(rows, n_far, n_far + n_tokens, q_block), len(samples), _Masks()
     shared = all(sample is samples[0] for sample in samples)
-    distinct = tuple(samples[:1]) if shared else tuple(samples)
-    visits: list[Visit] = []
-    for first in range(0, length, q_block):
-        last = min(first + q_block, length)
-        visits += _visits_of_block(distinct, first, last, n_summaries, len(samples))
+    trees = _trees(samples[:1] if shared else samples, (0, batch), shape, masks)
+    if not shared and not all(map(_is_small, trees)):
+        apart = zip(*(_trees([sample], (i, i + 1), shape, masks) for i, sample in enumerate(samples)), strict=True)
+        single = [[visit for visits in tree for visit in visits] for tree in apart]
+        trees = [
+            tree if _is_small(tree) or _pairs(tree) <= _UNION * _pairs(own) else own
+            for tree, own in zip(trees, single, strict=True)
+        ]
+    visits = tuple(visit for tree in trees for visit in tree)
+    opened = sum((v.last - v.first) * (v.samples[1] - v.samples[0]) for v in visits if v.opens)
     return Layout(
-        batch=len(samples),
-        length=length,
-        n_summaries=n_summaries,
+        batch=batch,
+        rows=rows,
+        n_far=n_far,
+        n_tokens=n_tokens,
         q_block=q_block,
-        visits=tuple(visits),
+        visits=visits,
         legal_edges=sum(sample.edges for sample in samples),
         fully_masked_rows=sum(len(sample.dead) for sample in samples),
+        every_row_visited=opened == rows * batch,
     )
 
 
-def _visits_of_block(
-    samples: tuple[SampleKeys, ...], first: int, last: int, n_summaries: int, batch: int
-) -> list[Visit]:
-    parts = [sample.rows.between(first, last) for sample in samples]
-    lo = np.concatenate([part.lo for part in parts])
-    hi = np.concatenate([part.hi for part in parts])
-    union = _visit(first, last, None, _cover(lo, hi, n_summaries), samples, n_summaries)
-    if len(samples) == 1:
-        return [union] if union.keys else []
-    if union.keys * len(samples) * (last - first) <= _SMALL:
-        return [union] if union.keys else []
-    single = [
-        _visit(first, last, (i,), _cover(part.lo, part.hi, n_summaries), (samples[i],), n_summaries)
-        for i, part in enumerate(parts)
-    ]
-    if union.keys * batch <= _UNION * sum(visit.keys for visit in single):
-        return [union] if union.keys else []
-    return [visit for visit in single if visit.keys]
+def _pairs(visits: Sequence[Visit]) -> int:
+    return sum(visit.pairs for visit in visits)
+
+
+def _is_small(visits: Sequence[Visit]) -> bool:
+    return _pairs(visits) <= _SMALL * len(visits)
+
+
+class _Masks:
+    """Makes masks, one object for equal contents."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[int, int, int, bytes], Mask] = {}
+
+    def of(self, tables: int, rows: int, keys: int, pieces: npt.NDArray[np.int32]) -> Mask:
+        key = (tables, rows, keys, pieces.tobytes())
+        if key not in self.found:
+            self.found[key] = Mask(tables, rows, keys, pieces.copy())
+        return self.found[key]
+
+
+def _trees(samples: Sequence[SampleKeys], served: Range, shape: Shape, masks: _Masks) -> list[list[Visit]]:
+    """Visits of each tree, those of its leaves first; ``served`` are the samples that every visit is for."""
+    halves = pieces_of(samples, shape)
+    common = cores(halves, shape, len(samples))
+    span = 1
+    while span * shape.q_block < _TALL:
+        span *= 2
+    visits: list[list[Visit]] = []
+    inner: list[list[Visit]] = []
+    taken: list[list[Range]] = []
+    for first in range(0, shape.blocks, span):
+        nodes, above = split(common[first : first + span])
+        inner.append([_visit(shape, first + a, first + b, served, ranges, None, False) for a, b, ranges in nodes])
+        visits.append([])
+        taken += above
+    for block, ranges, left in leaves([without(half, taken, shape) for half in halves], shape):
+        first, last = shape.rows_of(block, block + 1)
+        keys = sum(hi - lo for lo, hi in ranges)
+        full = int((left[:, 3] - left[:, 2]).sum()) == len(samples) * (last - first) * keys
+        mask = None if full else masks.of(len(samples), last - first, keys, left)
+        visits[block // span].append(_visit(shape, block, block + 1, served, ranges, mask, True))
+    return [low + high for low, high in zip(visits, inner, strict=True)]
 
 
 def _visit(
-    first: int,
-    last: int,
-    samples: tuple[int, ...] | None,
-    ranges: list[tuple[int, int]],
-    tables: tuple[SampleKeys, ...],
-    n_summaries: int,
+    shape: Shape,
+    block: int,
+    end: int,
+    served: Range,
+    ranges: Sequence[Range],
+    mask: Mask | None,
+    opens: bool,
 ) -> Visit:
-    summaries = tuple((lo, hi) for lo, hi in ranges if hi <= n_summaries)
-    tokens = tuple((lo - n_summaries, hi - n_summaries) for lo, hi in ranges if lo >= n_summaries)
-    return Visit(first, last, samples, summaries, tokens, tables)
-
-
-def _cover(lo: npt.NDArray[np.int64], hi: npt.NDArray[np.int64], n_summaries: int) -> list[tuple[int, int]]:
-    """Few ranges that cover all intervals; none crosses from the summaries into the tokens."""
-    ranges: list[tuple[int, int]] = []
-    for base, keep in ((0, lo < n_summaries), (n_summaries, lo >= n_summaries)):
-        if not keep.any():
-            continue
-        order = np.argsort(lo[keep], kind="stable")
-        start, reach = lo[keep][order], np.maximum.accumulate(hi[keep][order])
-        cut = np.flatnonzero(start[1:] > reach[:-1] + _GAP)
-        starts = start[np.append(0, cut + 1)]
-        stops = reach[np.append(cut, len(reach) - 1)]
-        aligned = (starts - base) // _ALIGN * _ALIGN + base
-        ranges += zip(aligned.tolist(), stops.tolist(), strict=True)
-    return ranges
+    first, last = shape.rows_of(block, end)
+    far = tuple((lo, hi) for lo, hi in ranges if lo < shape.n_far)
+    tokens = tuple((lo - shape.n_far, hi - shape.n_far) for lo, hi in ranges if lo >= shape.n_far)
+    return Visit(first, last, served, far, tokens, mask, opens)

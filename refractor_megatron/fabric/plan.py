@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from functools import partial
 
 import torch
 
-from refractor_megatron.distinction.intervals import compile_intervals, run_keys
-from refractor_megatron.distinction.lowerings import dense_mask, dense_summary_mask
-from refractor_megatron.distinction.rules import CompiledRules
-from refractor_megatron.fabric.layout import Layout, SampleKeys, build_layout, sample_keys
+from refractor_megatron.distinction.intervals import run_keys
+from refractor_megatron.distinction.retrieved import policy_codes
+from refractor_megatron.distinction.rules import CompiledRules, token_types
+from refractor_megatron.fabric.cache import PLANS_KEPT, Lru
+from refractor_megatron.fabric.joint import JointSpace, Policies, SampleKeys, dense_joint, sample_keys
+from refractor_megatron.fabric.layout import Layout, build_layout
+from refractor_megatron.fabric.spec import WHOLE, ContextPart, MaskSpec, Tier
 
-_Value = TypeVar("_Value")
-
-#: Plans kept: more than the micro-batches in flight in one pipeline stage of a common schedule.
-PLANS_KEPT = 8
 _SAMPLES_KEPT = 64
-
-
-class _Lru(Generic[_Value]):
-    """Least-recently-used dictionary of fixed size."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.items: OrderedDict[Hashable, _Value] = OrderedDict()
-
-    def get(self, key: Hashable) -> _Value | None:
-        value = self.items.get(key)
-        if value is not None:
-            self.items.move_to_end(key)
-        return value
-
-    def put(self, key: Hashable, value: _Value) -> _Value:
-        self.items[key] = value
-        if len(self.items) > self.size:
-            self.items.popitem(last=False)
-        return value
 
 
 @dataclass(frozen=True)
@@ -58,66 +36,68 @@ class PlanStats:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MaskPlan:
-    """Mask of a batch of records [b, L, 4]. Holds the records, so their memory cannot be reused under a cached key."""
+    """Mask of a batch of records [b, L, >= 4]. Holds the records: their memory is not reused under a cached key."""
 
     records: torch.Tensor
     rules: CompiledRules
-    window: int | None
-    block_size: int | None
-    summaries_per_block: int
+    spec: MaskSpec
+    part: ContextPart
+    policies: Policies | None
+    samples: tuple[SampleKeys, ...]
+    space: JointSpace
     layout: Layout
     stats: PlanStats
     _dense: dict[torch.device, torch.Tensor] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
-        """Tokens per sample, L."""
-        return self.layout.length
+        """Query rows per sample: its tokens, or the rank's share of them."""
+        return self.space.rows
 
     @property
-    def n_summaries(self) -> int:
-        """Summary keys per sample, (L // block_size) * S; 0 when tier B is off."""
-        return self.layout.n_summaries
+    def n_far(self) -> int:
+        """Keys per sample before the tokens: summaries and retrieved records."""
+        return self.space.far
+
+    @property
+    def n_tokens(self) -> int:
+        """Token keys per sample, those of neighbouring ranks (halos) included."""
+        return self.space.tokens
+
+    @property
+    def tiers(self) -> dict[Tier, tuple[int, int]]:
+        """Range [lo, hi) of each tier in the joint key space."""
+        return self.space.tiers()
 
     def dense(self, device: torch.device) -> torch.Tensor:
-        """bool [b, L, n_summaries + L] from the elementwise oracle; asserts L <= 2048."""
+        """bool [b, rows, n_far + n_tokens] from the elementwise oracle; asserts L <= 2048."""
         if device not in self._dense:
-            self._dense[device] = torch.stack([self._dense_sample(sample) for sample in self.records.to(device)])
+            records = self.records.to(device)
+            masks = [dense_joint(sample, self.rules, self.spec, self.part, self.policies) for sample in records]
+            self._dense[device] = torch.stack(masks)
         return self._dense[device]
 
-    def _dense_sample(self, records: torch.Tensor) -> torch.Tensor:
-        local = dense_mask(records, self.rules, self.window)
-        if self.block_size is None:
-            return local
-        summaries = dense_summary_mask(records, self.rules, self.window, self.block_size, self.summaries_per_block)
-        return torch.cat([summaries, local], dim=1)
 
-
-_plans: _Lru[MaskPlan] = _Lru(PLANS_KEPT)
-_samples: _Lru[SampleKeys] = _Lru(_SAMPLES_KEPT)
-_layouts: _Lru[Layout] = _Lru(PLANS_KEPT)
+_plans: Lru[MaskPlan] = Lru(PLANS_KEPT)
+_samples: Lru[SampleKeys] = Lru(_SAMPLES_KEPT)
+_layouts: Lru[Layout] = Lru(PLANS_KEPT)
 
 
 def plan_for(
-    records: torch.Tensor, rules: CompiledRules, window: int | None, block_size: int | None, summaries_per_block: int
+    records: torch.Tensor,
+    rules: CompiledRules,
+    spec: MaskSpec,
+    part: ContextPart = WHOLE,
+    policies: Policies | None = None,
 ) -> MaskPlan:
-    """The plan of records int32 [b, L, 4] = (document, segment, role, mask_bits).
+    """The plan of records int32 [b, L, 4 + R] = (document, segment, role, mask_bits, ids of R retrieved records).
 
-    window: tokens a query looks back, itself included, None = all; block_size None or summaries_per_block 0 turn the
-    summaries off. Cached by the identity of the records' memory (address, shape, version counter): detached aliases,
-    as activation recomputation makes them, hit; writing into the records through torch misses and recompiles. Writing
-    behind torch's back, through a numpy array that shares the memory, is not seen: give each batch its own records.
+    Records are those of the whole sequence, whatever ``part`` of it a rank holds. policies: uint8 [N] of all records
+    that ids may name, needed where ``spec.retrieved`` is set. Cached by the identity of the records' memory, see
+    ``Lru.of_records``: give each batch its own records.
     """
-    assert records.dim() == 3 and records.shape[2] == 4 and records.shape[0] > 0 and records.shape[1] > 0, records.shape
-    assert not records.is_floating_point(), records.dtype
-    if block_size is None or summaries_per_block == 0:
-        block_size, summaries_per_block = None, 0
-    if records.is_inference():
-        # No version counter, so no way to see a write.
-        return _build(records, rules, window, block_size, summaries_per_block)
-    place = (records.device, records.data_ptr(), tuple(records.shape), records.stride(), records.dtype)
-    key = (place, records._version, rules.digest, window, block_size, summaries_per_block)
-    return _plans.get(key) or _plans.put(key, _build(records, rules, window, block_size, summaries_per_block))
+    key = (rules.digest, spec, part, id(policies))
+    return _plans.of_records(records, key, lambda: _build(records, rules, spec, part, policies))
 
 
 def clear_plans() -> None:
@@ -127,32 +107,33 @@ def clear_plans() -> None:
 
 
 def _build(
-    records: torch.Tensor, rules: CompiledRules, window: int | None, block_size: int | None, per_block: int
+    records: torch.Tensor, rules: CompiledRules, spec: MaskSpec, part: ContextPart, policies: Policies | None
 ) -> MaskPlan:
     batch, length, _ = records.shape
-    columns = records.detach().cpu().numpy()
+    space = JointSpace.of(spec, part, length)
     keys: list[Hashable] = []
     samples: list[SampleKeys] = []
-    for sample in columns:
-        # The run structure decides the mask: equal structures (all plain samples, say) share one compilation.
-        key = (run_keys(sample, rules).tobytes(), length, rules.digest, window, block_size, per_block)
-        found = _samples.get(key)
-        if found is None:
-            found = _samples.put(key, sample_keys(compile_intervals(sample, rules, window), block_size, per_block))
+    for sample in records.detach().cpu().numpy():
+        codes = None
+        if spec.retrieved is not None:
+            assert policies is not None, "retrieved keys need the policies of their records"
+            codes = policy_codes(sample, spec.retrieved.chunk, spec.retrieved.fan_in, policies)
+        # Runs and policies decide the mask: samples that agree in them (all plain ones, say) share one compilation.
+        found_with = b"" if codes is None else codes.tobytes() + token_types(sample).tobytes()
+        key = (run_keys(sample, rules).tobytes(), found_with, length, rules.digest, spec, part)
         keys.append(key)
-        samples.append(found)
-    layout = _layouts.get(tuple(keys))
-    if layout is None:
-        n_summaries = 0 if block_size is None else length // block_size * per_block
-        layout = build_layout(samples, length, n_summaries, query_block(length, window))
-        _layouts.put(tuple(keys), layout)
+        samples.append(_samples.get(key, partial(sample_keys, sample, rules, spec, part, codes)))
+    layout = _layouts.get(
+        tuple(keys),
+        lambda: build_layout(samples, space.rows, space.far, space.tokens, query_block(length, spec.local.window)),
+    )
     stats = PlanStats(
         legal_edges=layout.legal_edges,
         visited_pairs=layout.visited_pairs,
         fully_masked_rows=layout.fully_masked_rows,
-        causal_pairs=batch * length * (length + 1) // 2,
+        causal_pairs=batch * sum((stop - start) * (start + stop + 1) // 2 for start, stop in space.chunks),
     )
-    return MaskPlan(records, rules, window, block_size, per_block, layout, stats)
+    return MaskPlan(records, rules, spec, part, policies, tuple(samples), space, layout, stats)
 
 
 def query_block(length: int, window: int | None) -> int:

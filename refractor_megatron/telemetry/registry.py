@@ -72,6 +72,18 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+#: Logged with every step and evaluation where tier C is on.
+_RETRIEVAL = (
+    MetricSpec("retrieval_kept", "record/chunk", "gauge", "retrieved records that a chunk may read, mean over chunks"),
+    MetricSpec(
+        "retrieval_rejected",
+        "record",
+        "list",
+        "candidates left out, under the first reason: own document, similarity, age, source, trust",
+        axis="predicate",
+    ),
+)
+
 #: Logged once per optimizer step (`metrics.jsonl`).
 STEP_METRICS = MetricRegistry(
     [
@@ -94,6 +106,7 @@ STEP_METRICS = MetricRegistry(
             axis="expert",
         ),
         MetricSpec("expert_load_max", "1", "gauge", "largest expert_load of any expert and layer"),
+        *_RETRIEVAL,
         MetricSpec("epoch", "epoch", "gauge", "data position: passes over the training split"),
         MetricSpec("tokens_seen", "token", "counter", "training tokens consumed since step 0"),
         MetricSpec("samples_seen", "sample", "counter", "training samples consumed since step 0"),
@@ -109,5 +122,55 @@ EVAL_METRICS = MetricRegistry(
         MetricSpec("loss", "nat/token", "gauge", "mean next-token cross-entropy on held-out documents"),
         MetricSpec("bits_per_byte", "bit/byte", "gauge", "held-out code length over the bytes of the predicted tokens"),
         MetricSpec("tokens", "token", "gauge", "held-out tokens predicted"),
+        *_RETRIEVAL,
+        MetricSpec(
+            "retrieval_similarity",
+            "record",
+            "list",
+            "candidates before the guard by cosine similarity; the outermost bins hold what lies outside 0 to 1",
+            axis="tenth",
+        ),
+        # The mask: what the rules take away, and what was executed (distinction.measure, fabric.audit).
+        MetricSpec(
+            "mask_entropy",
+            "1",
+            "gauge",
+            "ln(keys the rules allow) over ln(keys causality and document allow), mean over query rows",
+        ),
+        MetricSpec("mask_entropy_median", "1", "gauge", "as mask_entropy, median over query rows"),
+        MetricSpec("role_share", "1", "list", "share of each role in the tokens, padding left out", axis="role"),
+        MetricSpec("invalid_edges", "edge", "gauge", "executed edges on sampled rows that an audit calls illegal: 0"),
+        MetricSpec("masked_rows", "row", "gauge", "query rows of a micro-batch without any key, whose output is zero"),
+        MetricSpec("edges_used_share", "1", "gauge", "legal edges, far keys included, over pairs of dense causal"),
+        MetricSpec("visited_share", "1", "gauge", "pairs that the kernel computes over pairs of dense causal"),
+        # Attention on sampled query rows of one micro-batch (fabric.measure).
+        MetricSpec(
+            "attention_entropy",
+            "1",
+            "gauge",
+            "entropy of attention over ln(legal keys), mean of rows, heads and layers",
+        ),
+        MetricSpec("attention_entropy_std", "1", "gauge", "as attention_entropy, standard deviation"),
+        MetricSpec("attention_entropy_median", "1", "gauge", "as attention_entropy, median"),
+        MetricSpec("attention_entropy_layer", "1", "list", "as attention_entropy, mean of each layer", axis="layer"),
+        MetricSpec(
+            "attention_entropy_std_layer", "1", "list", "as attention_entropy, standard deviation", axis="layer"
+        ),
+        MetricSpec(
+            "attention_edges_used", "1", "gauge", "legal edges that get more than a tenth of their row's uniform share"
+        ),
+        *(
+            spec
+            for tier, keys in (("summary", "summaries"), ("retrieved", "retrieved records"), ("local", "local tokens"))
+            for spec in (
+                MetricSpec(f"attention_mass_{tier}", "1", "gauge", f"attention probability that {keys} get, mean"),
+                MetricSpec(
+                    f"attention_mass_{tier}_layer", "1", "list", f"attention probability that {keys} get", axis="layer"
+                ),
+                MetricSpec(
+                    f"attention_entropy_{tier}", "1", "gauge", f"entropy within the {keys} over ln(legal ones), mean"
+                ),
+            )
+        ),
     ]
 )

@@ -18,10 +18,13 @@ from ..compat.megatron import (
     parallel_state,
 )
 from ..distinction.rules import CompiledRules
+from ..fabric.retrieval import RetrievalBank
 from .core_attention import TriTierCoreAttention
+from .layer import RefractorTransformerLayer
 from .layer_plan import LayerPlan
 from .model import RefractorGPTModel
 from .norm import RMSNorm
+from .rotary import RotaryAngles
 from .router import RefractorRouter
 
 
@@ -32,6 +35,7 @@ class Grid:
     tp: int = 1
     pp: int = 1
     ep: int = 1
+    cp: int = 1
 
     @property
     def etp(self) -> int:
@@ -51,12 +55,14 @@ class RouterPlan:
     lambda_kl: float
     lambda_entropy: float
     entropy_mode: str
+    gate_features: bool
 
 
 def transformer_config(plan: LayerPlan, router: RouterPlan, grid: Grid, *, bf16: bool, recompute: str) -> Any:
     """Megatron's TransformerConfig for this plan and grid."""
     dtype = torch.bfloat16 if bf16 else torch.float32
     attention, ffn = plan.attention[0], plan.feed_forward[0]
+    rotary = attention.rotary
     settings: dict[str, Any] = {
         "num_layers": plan.n_layers,
         "hidden_size": plan.d_model,
@@ -86,6 +92,7 @@ def transformer_config(plan: LayerPlan, router: RouterPlan, grid: Grid, *, bf16:
         "bf16": bf16,
         "tensor_model_parallel_size": grid.tp,
         "sequence_parallel": grid.tp > 1,
+        "context_parallel_size": grid.cp,
         "pipeline_model_parallel_size": grid.pp,
         "expert_model_parallel_size": grid.ep,
     }
@@ -103,19 +110,27 @@ def transformer_config(plan: LayerPlan, router: RouterPlan, grid: Grid, *, bf16:
         }
     if recompute == "full":
         settings |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    return TransformerConfig(**settings)
+    config = TransformerConfig(**settings)
+    if rotary.scaling == "yarn":
+        # Megatron multiplies cosines and sines by YaRN's temperature when it finds the factor here.
+        config.yarn_rotary_scaling_factor = 1.0 / rotary.alpha
+    return config
 
 
-def layer_specs(plan: LayerPlan, router: RouterPlan, rules: CompiledRules | None) -> list[Any]:
+def layer_specs(
+    plan: LayerPlan, router: RouterPlan, rules: CompiledRules | None, bank: RetrievalBank | None, seed: int
+) -> list[Any]:
     """One ModuleSpec for each layer; ``rules=None`` keeps Megatron's own causal DotProductAttention (parity tests)."""
     specs = []
     for attention, ffn in zip(plan.attention, plan.feed_forward, strict=True):
         spec = get_gpt_layer_local_spec(num_experts=ffn.experts if ffn.type == "moe" else None, normalization="RMSNorm")
+        spec.module = RefractorTransformerLayer
         layer = spec.submodules
         layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
         if rules is not None:
             layer.self_attention.submodules.core_attention = ModuleSpec(
-                module=TriTierCoreAttention, params={"plan": attention, "rules": rules}
+                module=TriTierCoreAttention,
+                params={"plan": attention, "rules": rules, "bank": bank, "seed": seed},
             )
         if ffn.type == "moe":
             layer.mlp.submodules.router = ModuleSpec(
@@ -124,6 +139,7 @@ def layer_specs(plan: LayerPlan, router: RouterPlan, rules: CompiledRules | None
                     "gate_temperature": router.gate_temperature,
                     "lambda_entropy": router.lambda_entropy,
                     "entropy_mode": router.entropy_mode,
+                    "gate_features": router.gate_features,
                 },
             )
         specs.append(spec)
@@ -131,15 +147,25 @@ def layer_specs(plan: LayerPlan, router: RouterPlan, rules: CompiledRules | None
 
 
 def assemble(
-    plan: LayerPlan, router: RouterPlan, rules: CompiledRules | None, config: Any, max_sequence_length: int
+    plan: LayerPlan,
+    router: RouterPlan,
+    rules: CompiledRules | None,
+    config: Any,
+    max_sequence_length: int,
+    bank: RetrievalBank | None = None,
+    seed: int = 0,
 ) -> RefractorGPTModel:
-    """This rank's pipeline stage, uninitialised (see ``initialise``)."""
+    """This rank's pipeline stage, uninitialised (see ``initialise``).
+
+    Args:
+        rules: None keeps Megatron's own attention. bank: vectors of retrieved records, where a layer reads them.
+        seed: of random features (linear attention with favor+).
+    """
     first, count = get_transformer_layer_offset(config), get_num_layers_to_build(config)
     block = TransformerBlockSubmodules(
-        layer_specs=layer_specs(plan, router, rules)[first : first + count], layer_norm=RMSNorm
+        layer_specs=layer_specs(plan, router, rules, bank, seed)[first : first + count], layer_norm=RMSNorm
     )
-    attention = plan.attention[0]
-    return RefractorGPTModel(
+    model = RefractorGPTModel(
         config,
         block,
         plan.vocab_size,
@@ -148,8 +174,7 @@ def assemble(
         post_process=parallel_state.is_pipeline_last_stage(),
         share_embeddings_and_output_weights=plan.tie_embeddings,
         position_embedding_type="rope",
-        rotary_percent=attention.rotary_dim / attention.head_dim,
-        rotary_base=attention.rotary_theta,
-        seq_len_interpolation_factor=None if attention.rotary_alpha == 1.0 else 1.0 / attention.rotary_alpha,
         role_embeddings=plan.role_embeddings,
     )
+    model.rotary_pos_emb = RotaryAngles(plan.attention[0].rotary.frequencies()[0], model.pg_collection.cp)
+    return model

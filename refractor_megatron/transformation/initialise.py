@@ -17,8 +17,8 @@ from .sharded import shards
 
 #: Projections that write into the residual stream: scaled by 1/sqrt(2 · layers), as in GPT-2 and Megatron.
 RESIDUAL_WRITERS = ("linear_proj.weight", "linear_fc2.weight")
-#: Starts at zero: a role is what training makes of it, and a model without roles is the same model at step 0.
-ROLE_TABLE = "tokentype_embeddings.weight"
+#: Start at zero: a role is what training makes of it, and a model without roles is the same model at step 0.
+ZERO = ("tokentype_embeddings.weight", "tier_gate_bias", "tier_gate_weight", "router.feature_weight")
 
 
 def seed_of(seed: int, key: str) -> int:
@@ -28,12 +28,12 @@ def seed_of(seed: int, key: str) -> int:
 
 @torch.no_grad()
 def initialise(model: Any, plan: LayerPlan, seed: int) -> None:
-    """Fill every parameter: norms with 1, the role table with 0, others with N(0, std²)."""
+    """Fill every parameter: norms with 1, role table and gates with 0, others with N(0, std²)."""
     for shard in shards(model):
         if "norm" in shard.key:
             shard.data.fill_(1.0)
             continue
-        if shard.key.endswith(ROLE_TABLE):
+        if shard.key.endswith(ZERO):
             shard.data.zero_()
             continue
         std = plan.init_std

@@ -5,10 +5,45 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from ..config.schema import RunConfig
+from ..distinction.pattern import FULL, LocalPattern
+from ..fabric.spec import MaskSpec, RetrievedSpec, SummarySpec
+from ..fabric.summaries import Pooling
+from .rotary import inv_freq_and_scale
 
 #: Megatron's vocabulary padding; fixed so that every grid sees the same global shapes.
 VOCAB_MULTIPLE = 128
+
+Combine = Literal["joint", "gated", "sum"]
+
+
+@dataclass(frozen=True)
+class RotaryPlan:
+    """Rotary positions (spec section 3); all layers share them."""
+
+    theta: float
+    alpha: float  # in (0, 1]: trained length over extended length
+    dim: int  # rotated width of one head
+    scaling: Literal["linear", "yarn"]
+    context_max: int  # extended length, tokens
+    beta_fast: float
+    beta_slow: float
+
+    def frequencies(self) -> tuple[Tensor, float]:
+        """Angles per position, float64 [dim / 2], and the factor on cosines and sines."""
+        return inv_freq_and_scale(
+            self.theta, self.alpha, self.dim, self.scaling, self.context_max, self.beta_fast, self.beta_slow
+        )
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """Linear attention in place of the three tiers (spec section 4, sequences beyond ``L_switch``)."""
+
+    kernel: Literal["elu+1", "favor+"]
+    features: int  # random features of favor+, 0 for elu+1
 
 
 @dataclass(frozen=True)
@@ -18,13 +53,13 @@ class AttentionPlan:
     heads: int
     kv_heads: int
     head_dim: int
-    window: int | None  # tier A: keys a query sees behind it, itself included; None = the whole prefix
-    block_size: int  # tier B: tokens per summarised block
-    summaries_per_block: int  # tier B: 0 turns the tier off
+    mask: MaskSpec
+    pooling: Pooling
+    record_dim: int  # width of a retrieved record's vector; 0 where the layer reads none
+    combine: Combine
+    linear: LinearPlan | None
     backend: str
-    rotary_theta: float
-    rotary_alpha: float  # position scale in (0, 1]
-    rotary_dim: int  # rotated width of one head
+    rotary: RotaryPlan
 
 
 @dataclass(frozen=True)
@@ -58,7 +93,10 @@ class LayerPlan:
 
     @property
     def active_parameters(self) -> int:
-        """Weights that one token meets in matrix products (for FLOPs): no embedding look-up, k experts of E."""
+        """Weights that one token meets in matrix products (for FLOPs): no embedding look-up, k experts of E.
+
+        Projections of retrieved records are left out: a chunk shares them.
+        """
         total = self.d_model * self.vocab_size
         for attention, ffn in zip(self.attention, self.feed_forward, strict=True):
             width = attention.heads * attention.head_dim
@@ -74,23 +112,8 @@ class LayerPlan:
 
 def plan_layers(cfg: RunConfig) -> LayerPlan:
     """Derive the LayerPlan from the configuration (a pure function)."""
-    model, local, summaries = cfg.model, cfg.relation.local, cfg.relation.global_
-    assert local.pattern == "sliding" and summaries.type == "attn_pool" and model.norm.type == "rmsnorm"
-    head_dim = model.d_model // model.n_heads
-    window = local.window if local.window < cfg.train.seq_len else None
-    attention = AttentionPlan(
-        heads=model.n_heads,
-        kv_heads=model.n_kv_heads,
-        head_dim=head_dim,
-        window=window,
-        block_size=summaries.block_size,
-        # with the whole prefix in the window no block is ever outside it, so a summary could never be read
-        summaries_per_block=summaries.summaries_per_block if window is not None else 0,
-        backend=cfg.relation.backend,
-        rotary_theta=model.rope.theta,
-        rotary_alpha=model.rope.alpha,
-        rotary_dim=min(head_dim, model.rope.dim // model.n_heads),
-    )
+    model = cfg.model
+    assert model.norm.type == "rmsnorm"
     ffn = model.ffn
     moe = ffn.type == "moe"
     feed_forward = FeedForwardPlan(
@@ -107,6 +130,66 @@ def plan_layers(cfg: RunConfig) -> LayerPlan:
         init_std=model.init_std,
         tie_embeddings=model.tie_embeddings,
         role_embeddings=model.role_embeddings,
-        attention=(attention,) * model.n_layers,
+        attention=_attention_plans(cfg),
         feed_forward=(feed_forward,) * model.n_layers,
     )
+
+
+def _attention_plans(cfg: RunConfig) -> tuple[AttentionPlan, ...]:
+    """One plan for each layer. Keys that the other settings leave without effect are not read, hence refused."""
+    model, rope, linear = cfg.model, cfg.model.rope, cfg.relation.linear_mode
+    head_dim = model.d_model // model.n_heads
+    yarn = rope.scaling == "yarn"
+    rotary = RotaryPlan(
+        rope.theta,
+        rope.alpha,
+        min(head_dim, rope.dim // model.n_heads),
+        rope.scaling,
+        model.context_max,
+        rope.beta_fast if yarn else 0.0,
+        rope.beta_slow if yarn else 0.0,
+    )
+    long = linear.enabled and cfg.train.seq_len > linear.L_switch
+    masks = (MaskSpec(),) * model.n_layers if long else _masks(cfg)
+    return tuple(
+        AttentionPlan(
+            heads=model.n_heads,
+            kv_heads=model.n_kv_heads,
+            head_dim=head_dim,
+            mask=mask,
+            pooling=cfg.relation.global_.type if mask.summary is not None else "attn_pool",
+            record_dim=cfg.relation.retrieval.dim if mask.retrieved is not None else 0,
+            combine="joint" if long else cfg.relation.combine,
+            linear=LinearPlan(linear.kernel, linear.features if linear.kernel == "favor+" else 0) if long else None,
+            backend="auto" if long else cfg.relation.backend,
+            rotary=rotary,
+        )
+        for mask in masks
+    )
+
+
+def _masks(cfg: RunConfig) -> tuple[MaskSpec, ...]:
+    summaries, retrieval = cfg.relation.global_, cfg.relation.retrieval
+    local = _local_pattern(cfg)
+    summary = None
+    # with the whole prefix in the window no block is ever outside it, so a summary could never be read
+    if summaries.summaries_per_block and local != FULL:
+        levels = summaries.levels
+        fanout = summaries.fanout if levels == 2 else 0
+        summary = SummarySpec(summaries.block_size, summaries.summaries_per_block, levels, fanout)
+    retrieved = RetrievedSpec(retrieval.chunk, retrieval.fan_in) if retrieval.enabled and retrieval.fan_in else None
+    layers = range(1, cfg.model.n_layers + 1)
+    chosen = retrieval.layers if retrieved is not None else ()
+    return tuple(MaskSpec(local, summary, retrieved if chosen is None or layer in chosen else None) for layer in layers)
+
+
+def _local_pattern(cfg: RunConfig) -> LocalPattern:
+    local = cfg.relation.local
+    kind, window = local.pattern, local.window
+    if kind in ("sliding", "block") and window >= cfg.train.seq_len:
+        return FULL
+    if kind == "sliding":
+        return LocalPattern(kind, window, stride=local.stride)
+    if kind == "block":
+        return LocalPattern(kind, window)
+    return LocalPattern(kind, window, local.dilation, local.dilation_unit)

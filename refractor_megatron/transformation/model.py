@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..compat.megatron import GPTModel, LanguageModelEmbedding
 from ..distinction.roles import ROLES
+from ..fabric.context_parallel import local_shard, part_of
 
 
 class RefractorGPTModel(GPTModel):
@@ -31,14 +32,16 @@ class RefractorGPTModel(GPTModel):
         """Logits, or per-token loss when labels are given.
 
         Args:
-            input_ids, position_ids, labels: int64 [b, s].
-            records: int32 [b, s, 4] = (document, segment, role, mask bits); reaches core attention as its mask.
+            input_ids, position_ids, labels: int64 [b, s], this rank's shard of the sequence under context parallelism.
+            records: int32 [b, cp · s, 4 + R], of the whole sequence: (document, segment, role, mask bits, ids of
+                retrieved records); reaches core attention as its mask.
 
         Returns:
             loss [b, s] with labels, else logits [b, s, vocab / tp]; hidden states [s, b, h] before the last stage.
         """
         decoder_input = None
         if self.role_embeddings and self.pre_process:
-            decoder_input = self.embedding(input_ids, position_ids, tokentype_ids=records[..., 2].long())
+            roles = local_shard(records[..., 2], 1, part_of(self.cp_group)).long()  # [b, s]
+            decoder_input = self.embedding(input_ids, position_ids, tokentype_ids=roles)
         output: Tensor = super().forward(input_ids, position_ids, records, decoder_input=decoder_input, labels=labels)
         return output

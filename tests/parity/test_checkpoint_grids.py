@@ -18,7 +18,7 @@ from tests.corpus import write_corpus
 from tests.engine import engine_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.gloo, pytest.mark.timeout(900)]
-GRIDS = {"dp2": [], "tp2": ["parallel.tp=2"], "pp2": ["parallel.pp=2"], "ep2": ["parallel.ep=2"]}
+GRIDS = {"dp2": [], **{f"{name}2": [f"parallel.{name}=2"] for name in ("tp", "pp", "ep", "cp")}}
 
 
 def prepare(root: Path, name: str, *overrides: str) -> Path:
@@ -90,7 +90,10 @@ def test_optimizer_state_between_ep_1_and_ep_2_is_refused(root: Path, capfd: pyt
     assert "resume with parallel.ep=1" in message and "Traceback" not in message
 
 
-@pytest.mark.parametrize(("before", "after"), [("one", "tp2"), ("tp2", "pp2"), ("pp2", "one"), ("one", "dp2")])
+STEPS = [("one", "tp2"), ("tp2", "pp2"), ("pp2", "one"), ("one", "dp2"), ("one", "cp2"), ("cp2", "one")]
+
+
+@pytest.mark.parametrize(("before", "after"), STEPS)
 def test_another_grid_goes_on_where_one_stopped(root: Path, before: str, after: str) -> None:
     """Steps 5-6 on another grid follow steps 5-6 on the same one within 1e-5."""
 

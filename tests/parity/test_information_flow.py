@@ -1,4 +1,4 @@
-"""Change a token; positions that no chain of legal edges leads to keep their logits: tiers A and B, MoE, three layers.
+"""Change a token; positions that no chain of legal edges leads to keep their logits: all tiers, MoE, three layers.
 
 In float64 with one thread: a matrix product may round a row differently when *other* rows change their number (an
 expert receives another count of tokens), so rounding is told from leaking by size: 1e-12 against effects of order one.
@@ -6,12 +6,16 @@ expert receives another count of tokens), so rounding is told from leaking by si
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
+from refractor_megatron.config import RunConfig
 from refractor_megatron.distinction.closure import reachable
 from refractor_megatron.distinction.lowerings import dense_legal
 from refractor_megatron.distinction.roles import MaskBit
+from refractor_megatron.engines.megatron import MegatronEngine
+from refractor_megatron.fabric.retrieval import RetrievalBank
 from tests.engine import engine_of, records_of, tiny
 
 TOOL, SAFETY = int(MaskBit.TOOL_SCOPE), int(MaskBit.SAFETY_SCOPE)
@@ -29,26 +33,70 @@ RUNS = {
 }
 
 
+#: What a variant adds to window 24, summaries by attention pooling and a joint softmax.
+VARIANTS = {
+    "default": [],
+    "dilated, mean pooling, sum": [
+        "relation.local={pattern: dilated, dilation: 2, dilation_unit: 8}",
+        "relation.global={type: mean, block_size: 8}",
+        "relation.combine=sum",
+    ],
+    "hybrid, max pooling, two levels": [
+        "relation.local={pattern: hybrid, dilation: 2, dilation_unit: 4}",
+        "relation.global={type: max, block_size: 8, levels: 2, fanout: 2}",
+    ],
+    "block, retrieval, gated": [
+        "relation.local.pattern=block",
+        "relation.combine=gated",
+        "relation.retrieval={enabled: true, chunk: 8, fan_in: 3, dim: 16}",
+    ],
+    "stride, retrieval in one layer, gating features": [
+        "relation.local.stride=4",
+        "relation.retrieval={enabled: true, chunk: 16, fan_in: 2, dim: 16, layers: [2]}",
+        "router.gate_features=true",
+    ],
+    "linear": ["relation.linear_mode={L_switch: 64}"],
+    "random features": ["relation.linear_mode={L_switch: 64, kernel: favor+, features: 32}"],
+}
+RECORDS = 11
+BANK = RetrievalBank(
+    torch.randn(RECORDS, 16, generator=torch.Generator().manual_seed(5)).double(),
+    np.arange(RECORDS, dtype=np.uint8) % 4,
+    "test",
+)
+
+
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("backend", ["dense", "blocksparse_cpu"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_unreachable_positions_keep_their_logits(
-    name: str, backend: str, record_property: Callable[[str, object], None]
+    name: str, variant: str, record_property: Callable[[str, object], None]
 ) -> None:
-    cfg = tiny("model.n_layers=3", f"relation.backend={backend}", "relation.local.window=24", "model.init_std=0.2")
-    engine = engine_of(cfg)
+    _change_tokens(name, VARIANTS[variant], record_property)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_in_the_dense_backend_too(name: str, record_property: Callable[[str, object], None]) -> None:
+    _change_tokens(name, ["relation.backend=dense"], record_property)
+
+
+def _change_tokens(name: str, overrides: list[str], record_property: Callable[[str, object], None]) -> None:
+    long = any("L_switch" in text for text in overrides)
+    cfg = tiny("model.n_layers=3", "model.init_std=0.2", *([] if long else ["relation.local.window=24"]), *overrides)
+    engine = engine_of(cfg, bank=BANK if cfg.relation.retrieval.enabled else None)
     engine.model.double()
     engine.config.params_dtype = torch.float64
     records = records_of(RUNS[name])
     assert records.shape[1] == cfg.train.seq_len
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, cfg.model.vocab_size, (1, cfg.train.seq_len), generator=generator)
-    base = _logits(engine, tokens, records)
+    retrieve = _retrieval(cfg)
+    base = _logits(engine, tokens, retrieve(tokens, records))
     reach = reachable(dense_legal(records[0], engine.rules))  # [query, key]
     seen, leak, exact, hidden_logits = 0, 0.0, 0, 0
     for position in range(3, cfg.train.seq_len, 17):
         changed = tokens.clone()
         changed[0, position] = (tokens[0, position] + 1) % cfg.model.vocab_size
-        difference = (_logits(engine, changed, records) - base).abs().amax(-1)[0]  # [s]
+        difference = (_logits(engine, changed, retrieve(changed, records)) - base).abs().amax(-1)[0]  # [s]
         hidden = ~reach[:, position]
         assert difference[hidden].max() <= 1e-12, f"token {position} leaks to {difference[hidden].argmax()}"
         leak = max(leak, difference[hidden].max().item())
@@ -61,8 +109,24 @@ def test_unreachable_positions_keep_their_logits(
     assert seen > 100, "the test must see influence where influence is legal"
 
 
-def _logits(engine: object, tokens: torch.Tensor, records: torch.Tensor) -> torch.Tensor:
+def _retrieval(cfg: RunConfig) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Appends ids that depend on every token of the chunk before, as a search's do."""
+    if not cfg.relation.retrieval.enabled:
+        return lambda tokens, records: records
+    chunk, fan_in = cfg.relation.retrieval.chunk, cfg.relation.retrieval.fan_in
+
+    def retrieve(tokens: torch.Tensor, records: torch.Tensor) -> torch.Tensor:
+        found = tokens[0].reshape(-1, chunk).sum(1)
+        ids = torch.stack([(found * (3 * r + 1) + r) % RECORDS for r in range(fan_in)], 1).roll(1, 0)
+        ids[0] = -1
+        return torch.cat([records, ids.repeat_interleave(chunk, 0)[None].int()], dim=2)
+
+    return retrieve
+
+
+def _logits(engine: MegatronEngine, tokens: torch.Tensor, records: torch.Tensor) -> torch.Tensor:
     positions = torch.arange(tokens.shape[1])[None]
     engine.model.eval()
     with torch.no_grad():
-        return engine.model(tokens, positions, records)
+        out: torch.Tensor = engine.model(tokens, positions, records)
+    return out

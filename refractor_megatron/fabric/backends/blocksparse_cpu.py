@@ -1,8 +1,11 @@
 """Block-sparse attention on the CPU: one autograd function whose cost follows the visited pairs, both ways.
 
-Each visit of the plan is one call of a fused kernel over a few contiguous key ranges. A loop of ordinary attention
-calls over slices would be exact too, but autograd would give every slice a full-length gradient: quadratic again.
-Query heads that share a key head are folded into rows, so keys are never repeated.
+Each visit of the plan's layout is one call of a fused kernel over a few contiguous key ranges. Several visits serve one
+query row; the forward pass merges their results by log-sum-exp. The backward pass needs no merging: with the *joint*
+output and log-sum-exp, exp(score - lse) is the joint softmax weight, so the visits' gradients simply add up.
+
+A loop of ordinary attention calls over slices would be exact too, but autograd would give every slice a full-length
+gradient: quadratic again. Query heads that share a key head are folded into rows, so keys are never repeated.
 
 Two kernels: ATen's fused CPU flash attention (a private op, probed) and plain matrix products. Which one runs is
 decided once, when the backend is registered, and shown by ``backends.describe()``.
@@ -18,7 +21,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from refractor_megatron.fabric.backends.interface import Attention
-from refractor_megatron.fabric.layout import Visit
+from refractor_megatron.fabric.layout import Layout, Visit
 from refractor_megatron.fabric.plan import MaskPlan
 
 #: (q, k, v, bias | None, scale) -> (out, log-sum-exp); q [n, h_kv, rows, d], k, v [n, h_kv, keys, d].
@@ -110,6 +113,52 @@ def matmul_kernel() -> Kernel:
     return Kernel("matrix products", run, run_backward)
 
 
+def _forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_far: torch.Tensor | None,
+    v_far: torch.Tensor | None,
+    layout: Layout,
+    scale: float,
+    kernel: Kernel,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> out [b, h, rows, d] in the dtype of q, log-sum-exp [b, h, rows] in float32 or wider, -inf without keys."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    group = q.shape[1] // k.shape[1]
+    out = _rows_like(q, wide, layout)
+    lse = torch.full(q.shape[:3], float("-inf"), dtype=wide)
+    for visit in layout.visits:
+        o, total = kernel.forward(
+            _fold(q, visit, group),
+            _gather(k, k_far, visit),
+            _gather(v, v_far, visit),
+            _bias(layout, visit, q.dtype, group),
+            scale,
+        )
+        idle = None if visit.mask is None else visit.mask.idle
+        if idle is not None:
+            total = total.masked_fill(idle.repeat(1, 1, group), float("-inf"))
+        _merge(out, lse, o, total, visit, group)
+    return out.to(q.dtype), lse
+
+
+def _merge(
+    out: torch.Tensor, lse: torch.Tensor, o: torch.Tensor, total: torch.Tensor, visit: Visit, group: int
+) -> None:
+    """Takes the visit's result into the softmax of its rows, in place; a row's first visit is a plain write."""
+    shape = (o.shape[0], out.shape[1], visit.last - visit.first)
+    o, total = o.reshape(*shape, o.shape[-1]), total.reshape(shape)
+    if not visit.opens:
+        # Every row of such a visit has keys here, so the joint sum is finite.
+        before = _rows(lse, visit)
+        joint = torch.logaddexp(before, total)
+        o = (_rows(out, visit) * (before - joint).exp_()[..., None]).addcmul_(o, (total - joint).exp_()[..., None])
+        total = joint
+    _rows(out, visit).copy_(o)
+    _rows(lse, visit).copy_(total)
+
+
 class _BlockSparse(torch.autograd.Function):
     """All visits of a plan as one node of the graph."""
 
@@ -119,59 +168,50 @@ class _BlockSparse(torch.autograd.Function):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        k_s: torch.Tensor | None,
-        v_s: torch.Tensor | None,
+        k_far: torch.Tensor | None,
+        v_far: torch.Tensor | None,
         plan: MaskPlan,
         scale: float,
         kernel: Kernel,
     ) -> torch.Tensor:
-        layout = plan.layout
-        group = q.shape[1] // k.shape[1]
         q, k, v = _dense_rows(q), _dense_rows(k), _dense_rows(v)
-        k_s, v_s = (None if x is None else _dense_rows(x) for x in (k_s, v_s))
-        out = torch.zeros_like(q) if layout.fully_masked_rows else torch.empty_like(q)
-        lse = []
-        for i, visit in enumerate(layout.visits):
-            o, total = kernel.forward(
-                _fold(q, visit, group),
-                _gather(k, k_s, visit),
-                _gather(v, v_s, visit),
-                _expanded(layout.bias(i, q.dtype, group), visit, layout.batch),
-                scale,
-            )
-            _scatter_rows(out, o, visit, group)
-            lse.append(total)
-        ctx.save_for_backward(q, k, v, k_s, v_s, out, *lse)
-        ctx.plan, ctx.scale, ctx.kernel = plan, scale, kernel
+        k_far, v_far = (None if x is None else _dense_rows(x) for x in (k_far, v_far))
+        out, lse = _forward(q, k, v, k_far, v_far, plan.layout, scale, kernel)
+        # A row without keys: scores of -inf less any finite number give weights of zero.
+        lse.masked_fill_(lse == float("-inf"), 0.0)
+        ctx.save_for_backward(q, k, v, k_far, v_far, out, lse)
+        ctx.layout, ctx.scale, ctx.kernel = plan.layout, scale, kernel
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, k_s, v_s, out, *lse = ctx.saved_tensors
-        layout = ctx.plan.layout
+        q, k, v, k_far, v_far, out, lse = ctx.saved_tensors
+        layout: Layout = ctx.layout
         group = q.shape[1] // k.shape[1]
-        dq = torch.zeros_like(q) if layout.fully_masked_rows else torch.empty_like(q)
+        grad = _dense_rows(grad)
         # Half precision runs its backward in float32: many visits add to one key, and small parts would be lost; the
         # fused op is also three times faster there on these block sizes.
         wide = torch.promote_types(q.dtype, torch.float32)
-        dk, dv, dk_s, dv_s = (None if x is None else torch.zeros_like(x, dtype=wide) for x in (k, v, k_s, v_s))
-        for i, visit in enumerate(layout.visits):
+        dq = _rows_like(q, wide, layout)
+        dk, dv, dk_far, dv_far = (None if x is None else torch.zeros_like(x, dtype=wide) for x in (k, v, k_far, v_far))
+        for visit in layout.visits:
             a, b, c = ctx.kernel.backward(
                 _fold(grad, visit, group).to(wide),
                 _fold(q, visit, group).to(wide),
-                _gather(k, k_s, visit).to(wide),
-                _gather(v, v_s, visit).to(wide),
+                _gather(k, k_far, visit).to(wide),
+                _gather(v, v_far, visit).to(wide),
                 _fold(out, visit, group).to(wide),
-                lse[i],
-                _expanded(layout.bias(i, wide, group), visit, layout.batch),
+                _fold(lse[..., None], visit, group)[..., 0],
+                _bias(layout, visit, wide, group),
                 ctx.scale,
             )
-            _scatter_rows(dq, a, visit, group)
-            _add_keys(dk, dk_s, b, visit)
-            _add_keys(dv, dv_s, c, visit)
-        narrow = (None if x is None else x.to(q.dtype) for x in (dk, dv, dk_s, dv_s))
-        return (dq, *narrow, None, None, None)
+            a = a.reshape(-1, q.shape[1], visit.last - visit.first, q.shape[3])
+            _rows(dq, visit).copy_(a) if visit.opens else _rows(dq, visit).add_(a)
+            _add_keys(dk, dk_far, b, visit)
+            _add_keys(dv, dv_far, c, visit)
+        narrow = (None if x is None else x.to(q.dtype) for x in (dq, dk, dv, dk_far, dv_far))
+        return (*narrow, None, None, None)
 
 
 def _dense_rows(x: torch.Tensor) -> torch.Tensor:
@@ -179,56 +219,48 @@ def _dense_rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def _rows_like(q: torch.Tensor, dtype: torch.dtype, layout: Layout) -> torch.Tensor:
+    """Memory for a result of every row, zeros where some row has no visit to write it."""
+    return (torch.empty_like if layout.every_row_visited else torch.zeros_like)(q, dtype=dtype)
+
+
+def _rows(x: torch.Tensor, visit: Visit) -> torch.Tensor:
+    """View of the visit's rows of [b, h, rows, ...]."""
+    return x[slice(*visit.samples), :, visit.first : visit.last]
+
+
 def _fold(x: torch.Tensor, visit: Visit, group: int) -> torch.Tensor:
-    """[b, h, L, d] -> the visit's rows as [n, h / group, group * rows, d]."""
-    rows = x[:, :, visit.first : visit.last]
-    if visit.samples is not None:
-        rows = rows[list(visit.samples)]
+    """[b, h, rows, d] -> the visit's rows as [n, h / group, group * count, d]."""
+    rows = _rows(x, visit)
     n, heads, count, d = rows.shape
     return rows.reshape(n, heads // group, group * count, d)
 
 
-def _scatter_rows(x: torch.Tensor, rows: torch.Tensor, visit: Visit, group: int) -> None:
-    """Inverse of ``_fold``: writes the visit's rows into [b, h, L, d]."""
-    n, heads, _, d = rows.shape
-    count = visit.last - visit.first
-    shaped = rows.view(n, heads, group, count, d)
-    target = x[:, :, visit.first : visit.last].view(x.shape[0], heads, group, count, d)
-    if visit.samples is None:
-        target.copy_(shaped)
-    else:
-        target[list(visit.samples)] = shaped.to(x.dtype)
-
-
-def _gather(tokens: torch.Tensor, summaries: torch.Tensor | None, visit: Visit) -> torch.Tensor:
-    """The visited keys [n, h_kv, keys, d], in the order summaries, tokens; a view where one range is enough."""
+def _gather(tokens: torch.Tensor, far: torch.Tensor | None, visit: Visit) -> torch.Tensor:
+    """The visited keys [n, h_kv, keys, d], in the order far, tokens; a view where one range is enough."""
+    samples = slice(*visit.samples)
     parts = []
-    if visit.summaries:
-        assert summaries is not None
-        parts = [summaries[:, :, lo:hi] for lo, hi in visit.summaries]
-    parts += [tokens[:, :, lo:hi] for lo, hi in visit.tokens]
-    if visit.samples is not None:
-        parts = [part[list(visit.samples)] for part in parts]
+    if visit.far:
+        assert far is not None
+        parts = [far[samples, :, lo:hi] for lo, hi in visit.far]
+    parts += [tokens[samples, :, lo:hi] for lo, hi in visit.tokens]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-def _add_keys(tokens: torch.Tensor | None, summaries: torch.Tensor | None, grad: torch.Tensor, visit: Visit) -> None:
+def _add_keys(tokens: torch.Tensor | None, far: torch.Tensor | None, grad: torch.Tensor, visit: Visit) -> None:
     """Inverse of ``_gather`` for gradients: adds into the full-length accumulators."""
     at = 0
-    for target, ranges in ((summaries, visit.summaries), (tokens, visit.tokens)):
+    for target, ranges in ((far, visit.far), (tokens, visit.tokens)):
         for lo, hi in ranges:
             assert target is not None
-            part = grad[:, :, at : at + hi - lo]
+            target[slice(*visit.samples), :, lo:hi].add_(grad[:, :, at : at + hi - lo])
             at += hi - lo
-            if visit.samples is None:
-                target[:, :, lo:hi] += part
-            else:
-                target[list(visit.samples), :, lo:hi] += part
 
 
-def _expanded(bias: torch.Tensor | None, visit: Visit, batch: int) -> torch.Tensor | None:
-    n = visit.size(batch)
-    return bias if bias is None or bias.shape[0] == n else bias.expand(n, -1, -1, -1)
+def _bias(layout: Layout, visit: Visit, dtype: torch.dtype, group: int) -> torch.Tensor | None:
+    if visit.mask is None:
+        return None
+    return layout.bias(visit.mask, dtype, group).expand(visit.samples[1] - visit.samples[0], -1, -1, -1)
 
 
 def blocksparse_attention(kernel: Kernel) -> Attention:
@@ -238,12 +270,31 @@ def blocksparse_attention(kernel: Kernel) -> Attention:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        k_s: torch.Tensor | None,
-        v_s: torch.Tensor | None,
+        k_far: torch.Tensor | None,
+        v_far: torch.Tensor | None,
         plan: MaskPlan,
         scale: float,
     ) -> torch.Tensor:
-        out: torch.Tensor = _BlockSparse.apply(q, k, v, k_s, v_s, plan, scale, kernel)  # type: ignore[no-untyped-call]
+        out: torch.Tensor = _BlockSparse.apply(q, k, v, k_far, v_far, plan, scale, kernel)  # type: ignore[no-untyped-call]
         return out
 
     return attention
+
+
+@torch.no_grad()
+def attention_with_lse(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_far: torch.Tensor | None,
+    v_far: torch.Tensor | None,
+    plan: MaskPlan,
+    scale: float,
+    kernel: Kernel,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Forward only: out [b, h, rows, d] and log-sum-exp [b, h, rows] of the legal scores, -inf for rows without keys.
+
+    With plans of single tiers, weights softmax(lse over tiers) merge their outputs into the joint one.
+    """
+    k_far, v_far = (None if x is None else _dense_rows(x) for x in (k_far, v_far))
+    return _forward(_dense_rows(q), _dense_rows(k), _dense_rows(v), k_far, v_far, plan.layout, scale, kernel)

@@ -11,16 +11,16 @@ def dense_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    k_s: torch.Tensor | None,
-    v_s: torch.Tensor | None,
+    k_far: torch.Tensor | None,
+    v_far: torch.Tensor | None,
     plan: MaskPlan,
     scale: float,
 ) -> torch.Tensor:
     """See ``fabric.attention``. Computed in float32 or wider; rows without a key give zeros."""
     b, heads, length, d = q.shape
     kv_heads = k.shape[1]
-    keys = k if k_s is None else torch.cat([k_s, k], dim=2)
-    values = v if v_s is None else torch.cat([v_s, v], dim=2)
+    keys = k if k_far is None else torch.cat([k_far, k], dim=2)
+    values = v if v_far is None else torch.cat([v_far, v], dim=2)
     legal = plan.dense(q.device)[:, None, None]
     wide = torch.promote_types(q.dtype, torch.float32)
     grouped = q.reshape(b, kv_heads, heads // kv_heads, length, d).to(wide)

@@ -17,10 +17,10 @@ class Attention(Protocol):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        k_s: torch.Tensor | None,
-        v_s: torch.Tensor | None,
+        k_far: torch.Tensor | None,
+        v_far: torch.Tensor | None,
         plan: MaskPlan,
         scale: float,
     ) -> torch.Tensor:
-        """q [b, h, L, d], k and v [b, h_kv, L, d], k_s and v_s [b, h_kv, n, d] or None -> [b, h, L, d]."""
+        """q [b, h, L, d], k and v [b, h_kv, L, d], k_far and v_far [b, h_kv, n, d] or None -> [b, h, L, d]."""
         ...

@@ -4,34 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
+from refractor_megatron.distinction.pattern import LocalPattern
 from refractor_megatron.distinction.rules import compile_rules
 from refractor_megatron.errors import CapabilityError
 from refractor_megatron.fabric.backends.dense import dense_attention
 from refractor_megatron.fabric.plan import MaskPlan, plan_for
+from refractor_megatron.fabric.spec import MaskSpec, RetrievedSpec, SummarySpec
 
 #: Largest allowed error relative to the largest value, per dtype.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
-_LENGTH, _WINDOW, _BLOCK, _PER_BLOCK, _WIDTH = 256, 48, 16, 2, 16
+_LENGTH, _FAN_IN, _WIDTH = 256, 2, 16
+_SPEC = MaskSpec(LocalPattern(window=48), SummarySpec(16, 2, levels=2, fanout=3), RetrievedSpec(32, _FAN_IN))
+_POLICIES = np.array([3, 1], dtype=np.uint8)
 
 
 def prove(
-    name: str, attention: Callable[..., torch.Tensor], device: torch.device, dtype: torch.dtype, gqa: bool
+    name: str,
+    attention: Callable[..., torch.Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    gqa: bool,
+    backward: bool = True,
 ) -> None:
-    """Compares outputs and all gradients: two samples, documents, a scope rule, summaries, GQA and rows without keys.
+    """Compares outputs and, with ``backward``, all gradients: two samples, documents, a scope rule, summaries of two
+    levels, retrieved records, GQA and rows without keys.
 
     The reference runs in float32 or wider. Errors: ``CapabilityError`` with the tensor that differs and by how much.
     """
     plan = _probe_plan(device)
     wide = torch.promote_types(dtype, torch.float32)
-    inputs = [x.to(device=device, dtype=dtype) for x in _probe_inputs(plan.n_summaries, 2 if gqa else 1)]
+    inputs = [x.to(device=device, dtype=dtype) for x in _probe_inputs(plan.n_far, 2 if gqa else 1)]
     grad = _normal(9, tuple(inputs[0].shape)).to(device=device, dtype=dtype)
-    ours = _run(attention, inputs, grad, plan)
-    reference = _run(dense_attention, [x.to(wide) for x in inputs], grad.to(wide), plan)
-    labels = ("output", "grad q", "grad k", "grad v", "grad k_s", "grad v_s")
-    for label, a, b in zip(labels, ours, reference, strict=True):
+    ours = _run(attention, inputs, grad if backward else None, plan)
+    reference = _run(dense_attention, [x.to(wide) for x in inputs], grad.to(wide) if backward else None, plan)
+    labels = ("output", "grad q", "grad k", "grad v", "grad k_far", "grad v_far")
+    for label, a, b in zip(labels[: len(ours)], ours, reference, strict=True):
         error = float((a.to(wide) - b).abs().max() / b.abs().max())
         if not error <= TOLERANCE[dtype]:
             raise CapabilityError(
@@ -42,7 +53,9 @@ def prove(
 
 
 def _probe_plan(device: torch.device) -> MaskPlan:
-    records = torch.zeros(2, _LENGTH, 4, dtype=torch.int32)
+    records = torch.zeros(2, _LENGTH, 4 + _FAN_IN, dtype=torch.int32)
+    records[:, :, 4] = 1
+    records[0, :, 5] = -1
     records[:, :, 2] = 1
     records[0, 100:, 0] = 1
     records[0, 120:140, 2] = 3
@@ -54,11 +67,11 @@ def _probe_plan(device: torch.device) -> MaskPlan:
             {"name": "probe-tool", "when": {"role": "tool"}, "allow_write_to": ["user"]},
         ]
     )
-    return plan_for(records.to(device), rules, _WINDOW, _BLOCK, _PER_BLOCK)
+    return plan_for(records.to(device), rules, _SPEC, policies=_POLICIES)
 
 
-def _probe_inputs(n_summaries: int, group: int) -> list[torch.Tensor]:
-    shapes = [(2, 2 * group, _LENGTH, _WIDTH)] + [(2, 2, _LENGTH, _WIDTH)] * 2 + [(2, 2, n_summaries, _WIDTH)] * 2
+def _probe_inputs(n_far: int, group: int) -> list[torch.Tensor]:
+    shapes = [(2, 2 * group, _LENGTH, _WIDTH)] + [(2, 2, _LENGTH, _WIDTH)] * 2 + [(2, 2, n_far, _WIDTH)] * 2
     return [_normal(seed, shape) for seed, shape in enumerate(shapes)]
 
 
@@ -68,9 +81,10 @@ def _normal(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _run(
-    attention: Callable[..., torch.Tensor], inputs: list[torch.Tensor], grad: torch.Tensor, plan: MaskPlan
+    attention: Callable[..., torch.Tensor], inputs: list[torch.Tensor], grad: torch.Tensor | None, plan: MaskPlan
 ) -> list[torch.Tensor]:
-    with torch.enable_grad():
-        leaves = [x.clone().requires_grad_() for x in inputs]
+    """-> the output, and the gradients of the inputs where ``grad``, that of the output, is given."""
+    with torch.set_grad_enabled(grad is not None):
+        leaves = [x.clone().requires_grad_(grad is not None) for x in inputs]
         out = attention(*leaves, plan, _WIDTH**-0.5)
-        return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+        return [out.detach(), *(torch.autograd.grad(out, leaves, grad) if grad is not None else ())]

@@ -15,13 +15,14 @@ from refractor_megatron.distinction.intervals import compile_intervals
 from refractor_megatron.distinction.lowerings import (
     BlockKind,
     block_map,
+    dense_block_mask,
     dense_legal,
     dense_mask,
-    dense_summary_mask,
     mask_mod,
 )
 from refractor_megatron.distinction.roles import ROLES, SCOPE_BITS
 from refractor_megatron.distinction.rules import compile_rules
+from tests.masks import sliding
 
 BITS = [str(bit.name) for bit in SCOPE_BITS]
 role_lists = st.none() | st.lists(st.sampled_from(ROLES), unique=True)
@@ -63,12 +64,12 @@ def test_local_edges(
     records: npt.NDArray[np.int32], raw: list[dict[str, Any]], window: int | None, q_block: int, k_block: int
 ) -> None:
     rules, length = compile_rules(raw), len(records)
-    dense = dense_mask(torch.from_numpy(records), rules, window).numpy()
-    rows = compile_intervals(records, rules, window).rows
+    dense = dense_mask(torch.from_numpy(records), rules, sliding(window)).numpy()
+    rows = compile_intervals(records, rules, sliding(window)).rows
     assert (rows.dense(length, 0, length) == dense).all()
     assert (rows.per_row(length) == dense.sum(1)).all()
     index = torch.arange(length)
-    assert (mask_mod(torch.from_numpy(records), rules, window)(index[:, None], index).numpy() == dense).all()
+    assert (mask_mod(torch.from_numpy(records), rules, sliding(window))(index[:, None], index).numpy() == dense).all()
     tiles = block_map(rows, length, length, q_block, k_block)
     for (i, j), tile in np.ndenumerate(tiles.kind):
         part = dense[i * q_block : (i + 1) * q_block, j * k_block : (j + 1) * k_block]
@@ -82,8 +83,12 @@ def test_summary_edges(
     records: npt.NDArray[np.int32], raw: list[dict[str, Any]], window: int | None, block: int, per_block: int
 ) -> None:
     rules, length = compile_rules(raw), len(records)
-    dense = dense_summary_mask(torch.from_numpy(records), rules, window, block, per_block).numpy()
-    rows = compile_intervals(records, rules, window).summary_rows(block).scaled(per_block)
+    dense = (
+        dense_block_mask(torch.from_numpy(records), rules, sliding(window), block)
+        .repeat_interleave(per_block, 1)
+        .numpy()
+    )
+    rows = compile_intervals(records, rules, sliding(window)).summary_rows(block).scaled(per_block)
     assert (rows.dense(length, 0, dense.shape[1]) == dense).all()
     assert (np.diff(rows.row) >= 0).all(), "rows are looked up by bisection"
 
@@ -93,7 +98,7 @@ def test_summary_edges(
 def test_no_edge_breaks_a_class(records: npt.NDArray[np.int32], raw: list[dict[str, Any]]) -> None:
     """Zero illegal edges, class by class, from the words of the specification instead of the tables."""
     rules, length = compile_rules(raw), len(records)
-    legal = compile_intervals(records, rules, None).rows.dense(length, 0, length)
+    legal = compile_intervals(records, rules, sliding(None)).rows.dense(length, 0, length)
     names = [{bit for bit, flag in zip(BITS, SCOPE_BITS, strict=True) if bits & flag} for bits in records[:, 3]]
     for q, k in np.argwhere(legal):
         if q == k:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from refractor_megatron.distinction.generators import random_records, random_rules
 from refractor_megatron.distinction.rules import compile_rules
-from refractor_megatron.fabric import attn_pool, layout, plan_for, tri_tier_attention
+from refractor_megatron.fabric import layout, plan_for, tri_tier_attention
+from tests.masks import attn_pool, spec_of
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -46,7 +47,7 @@ def test_forward_and_gradients(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "_UNION", union)
         patch.setattr(layout, "_SMALL", 0)
-        plan = plan_for(records, rules, window, block, per_block)
+        plan = plan_for(records, rules, spec_of(window, block, per_block))
     shapes = (
         [(batch, heads[0], length, width)] + [(batch, heads[1], length, width)] * 2 + [(heads[1], per_block, width)]
     )

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from refractor_megatron.distinction.closure import reachable
 from refractor_megatron.distinction.generators import random_records, random_rules
-from refractor_megatron.distinction.lowerings import dense_legal, dense_mask, dense_summary_mask
+from refractor_megatron.distinction.lowerings import dense_block_mask, dense_legal, dense_mask
 from refractor_megatron.distinction.rules import CompiledRules, compile_rules
-from refractor_megatron.fabric import MaskPlan, attn_pool, plan_for, tri_tier_attention
+from refractor_megatron.fabric import MaskPlan, plan_for, tri_tier_attention
+from tests.masks import attn_pool, sliding, spec_of
 
 LAYERS, HEADS, KV_HEADS, WIDTH = 3, 4, 2, 8
 INV_FREQ = torch.tensor([1.0, 0.3, 0.1])
@@ -28,7 +29,7 @@ def model(x: torch.Tensor, weights: torch.Tensor, p: torch.Tensor, plan: MaskPla
         q, k, v = (x @ weights[layer]).split([HEADS * WIDTH, KV_HEADS * WIDTH, KV_HEADS * WIDTH], dim=-1)
         q = q.view(b, length, HEADS, WIDTH).transpose(1, 2)
         k, v = (y.view(b, length, KV_HEADS, WIDTH).transpose(1, 2) for y in (k, v))
-        pool = attn_pool(k, v, p[layer], plan.block_size, INV_FREQ) if plan.block_size else (None, None)
+        pool = attn_pool(k, v, p[layer], plan.spec.summary.block_size, INV_FREQ) if plan.spec.summary else (None, None)
         out = tri_tier_attention(q, k, v, *pool, plan, WIDTH**-0.5, "blocksparse_cpu")
         x = x + out.transpose(1, 2).reshape(b, length, HEADS * WIDTH)
     return x
@@ -37,9 +38,9 @@ def model(x: torch.Tensor, weights: torch.Tensor, p: torch.Tensor, plan: MaskPla
 def one_layer(records: torch.Tensor, rules: CompiledRules, window: int, block: int) -> torch.Tensor:
     """bool [L, L]: the tokens whose content one layer brings to each query, local and through summaries."""
     length = len(records)
-    seen = dense_mask(records, rules, window)
+    seen = dense_mask(records, rules, sliding(window))
     blocks = length // block
-    tokens = dense_summary_mask(records, rules, window, block, 1).repeat_interleave(block, dim=1)
+    tokens = dense_block_mask(records, rules, sliding(window), block).repeat_interleave(block, 1)
     seen[:, : blocks * block] |= tokens
     assert not (seen & ~dense_legal(records, rules)).any(), "a tier reads what the rules forbid"
     return seen
@@ -51,7 +52,7 @@ def test_only_reachable_positions_notice_a_changed_token(seed: int, length: int,
     rng = np.random.default_rng(seed)
     rules = compile_rules(random_rules(rng))
     records = torch.from_numpy(np.stack([random_records(rng, length) for _ in range(2)]))
-    plan = plan_for(records, rules, window, block, 2)
+    plan = plan_for(records, rules, spec_of(window, block, 2))
     width = HEADS * WIDTH
     x = torch.from_numpy(rng.standard_normal((2, length, width))).float()
     weights = torch.from_numpy(rng.standard_normal((LAYERS, width, width + 2 * KV_HEADS * WIDTH)) / width**0.5).float()
@@ -82,6 +83,6 @@ def test_the_test_can_see_a_leak() -> None:
     unreachable = ~reachable(one_layer(records[0], sealed, 8, block))[:, 10]
     assert bool(unreachable[95])
     for rules, leaks in ((sealed, False), (compile_rules([]), True)):
-        plan = plan_for(records, rules, 8, block, 2)
+        plan = plan_for(records, rules, spec_of(8, block, 2))
         differs = (model(x, weights, p, plan) != model(changed, weights, p, plan)).any(-1)[0]
         assert bool((differs & unreachable).any()) == leaks

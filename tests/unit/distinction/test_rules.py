@@ -136,7 +136,7 @@ def test_mistakes_of_the_list_itself() -> None:
         compile_rules({"name": "x"})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="must be a mapping"):
         compile_rules(["tool"])  # type: ignore[list-item]
-    with pytest.raises(ConfigError, match="two rules named 'tool-scope'"):
+    with pytest.raises(ConfigError, match="rule 'tool-scope' is there twice"):
         compile_rules([TOOL_RULE, TOOL_RULE])
     with pytest.raises(ConfigError, match="shared role 'root'"):
         compile_rules([], shared_roles=("root",))

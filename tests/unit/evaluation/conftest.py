@@ -47,10 +47,28 @@ def step_record(step: int, steps: int, rng: np.random.Generator) -> dict[str, An
 def eval_records(step: int, steps: int) -> list[dict[str, Any]]:
     """Raw and EMA results after ``step``."""
     losses = {"raw": 3.7 + 5.2 * math.exp(-7 * step / steps), "ema": 3.64 + 5.9 * math.exp(-6 * step / steps)}
-    return [
+    records: list[dict[str, Any]] = [
         {"step": step, "weights": weights, "time": 1.7e9, "loss": loss, "bits_per_byte": loss * BITS, "tokens": 8192}
         for weights, loss in losses.items()
     ]
+    records[0] |= flow_metrics(step / steps)
+    return records
+
+
+def flow_metrics(share: float) -> dict[str, Any]:
+    """Plausible masks and attention; summaries gain as training goes on."""
+    far = [(0.3 - 0.03 * layer) * (1 - math.exp(-4 * share)) + 0.05 for layer in range(LAYERS)]
+    entropy = [0.95 - (0.2 + 0.1 * layer) * (1 - math.exp(-5 * share)) for layer in range(LAYERS)]
+    local = [1 - x for x in far]
+    return {
+        "mask_entropy": 0.991, "mask_entropy_median": 1.0, "role_share": [0, 0, 0, 0, 0.04, 0.96], "invalid_edges": 0,
+        "masked_rows": 0, "edges_used_share": 0.31, "visited_share": 0.36, "attention_entropy": sum(entropy) / LAYERS,
+        "attention_entropy_std": 0.14, "attention_entropy_median": entropy[2], "attention_entropy_layer": entropy,
+        "attention_entropy_std_layer": [0.1] * LAYERS, "attention_edges_used": 0.42,
+        "attention_mass_summary": sum(far) / LAYERS, "attention_mass_summary_layer": far,
+        "attention_mass_local": sum(local) / LAYERS, "attention_mass_local_layer": local,
+        "attention_entropy_local": 0.63, "attention_entropy_summary": 0.81,
+    }  # fmt: skip
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_a_whole_run(make_run: MakeRun) -> None:
     ):  # fmt: skip
         assert expected in page.text, expected
     assert "not recorded" not in page.text and "unused" not in page.text
-    assert sum(tag == "img" for tag, name, _ in page.attributes if name == "src") == 7
+    assert sum(tag == "img" for tag, name, _ in page.attributes if name == "src") == 9
     assert page.text.count("Sample ") == 3
 
 

@@ -11,6 +11,7 @@ from refractor_megatron.fabric import plan_for, tri_tier_attention
 from refractor_megatron.fabric.backends import Backend, Capabilities, available, describe, registry, resolve, selftest
 from refractor_megatron.fabric.backends.blocksparse_cpu import blocksparse_attention, flash_kernel, matmul_kernel
 from refractor_megatron.fabric.backends.dense import dense_attention
+from tests.masks import spec_of
 
 CPU = torch.device("cpu")
 
@@ -20,7 +21,7 @@ def heads(length: int = 8, device: str = "cpu", dtype: torch.dtype = torch.float
 
 
 def test_names_and_details() -> None:
-    assert available() == ("dense", "blocksparse_cpu")
+    assert available() == ("dense", "blocksparse_cpu", "flex")
     assert "flash" in describe()["blocksparse_cpu"] and "oracle" in describe()["dense"]
 
 
@@ -40,20 +41,20 @@ def test_auto_refuses_what_no_backend_can_do() -> None:
 def test_a_named_backend_is_refused_not_replaced() -> None:
     with pytest.raises(CapabilityError, match="blocksparse_cpu runs on cpu only, not on meta; use dense"):
         resolve("blocksparse_cpu", heads(device="meta"), heads(device="meta"))
-    with pytest.raises(CapabilityError, match="dense is limited to 2048 .* use blocksparse_cpu"):
+    with pytest.raises(CapabilityError, match="dense is limited to 2048 .* use blocksparse_cpu[.]"):
         resolve("dense", heads(4096), heads(4096))
     with pytest.raises(CapabilityError, match="does not take torch.float16"):
         resolve("blocksparse_cpu", heads(dtype=torch.float16), heads(dtype=torch.float16))
-    with pytest.raises(CapabilityError, match="'flex' does not exist; choose auto, dense, blocksparse_cpu"):
-        resolve("flex", heads(), heads())
+    with pytest.raises(CapabilityError, match="'magi' does not exist; choose auto, dense, blocksparse_cpu, flex"):
+        resolve("magi", heads(), heads())
 
 
 def test_flags_for_gqa_and_backward() -> None:
     flags = Capabilities(backward=False, gqa=False, dtypes=frozenset({torch.float32}), devices=None, max_len=None)
-    backend = Backend("forward-only", dense_attention, flags, "")
+    backend = Backend("forward-only", dense_attention, (flags,), "")
     assert backend.refusal(heads(), heads()) is None
     assert "as many key heads" in str(backend.refusal(heads(), heads()[:, :1]))
-    assert "no backward" in str(backend.refusal(heads().requires_grad_(), heads()))
+    assert "no backward pass on cpu" in str(backend.refusal(heads().requires_grad_(), heads()))
     with torch.no_grad():
         assert backend.refusal(heads().requires_grad_(), heads()) is None
 
@@ -65,8 +66,8 @@ def test_a_wrong_backend_fails_its_self_test(monkeypatch: pytest.MonkeyPatch) ->
         return dense_attention(q, k, v, k_s, v_s, plan, scale) + 1e-3 * v_s.mean(2, keepdim=True).repeat(1, 2, 1, 1)
 
     flags = Capabilities(True, True, frozenset({torch.float32}), None, None)
-    monkeypatch.setitem(registry._backends, "leaky", Backend("leaky", leaky, flags, ""))
-    plan = plan_for(torch.zeros(1, 8, 4, dtype=torch.int32), compile_rules([]), None, None, 0)
+    monkeypatch.setitem(registry._backends, "leaky", Backend("leaky", leaky, (flags,), ""))
+    plan = plan_for(torch.zeros(1, 8, 4, dtype=torch.int32), compile_rules([]), spec_of(None))
     q = torch.randn(1, 2, 8, 4)
     for _ in range(2):
         with pytest.raises(CapabilityError, match="leaky failed its self-test on cpu in torch.float32: output differs"):

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from refractor_megatron.distinction.rules import compile_rules
-from refractor_megatron.fabric import attn_pool, plan_for, tri_tier_attention
+from refractor_megatron.fabric import plan_for, tri_tier_attention
 from refractor_megatron.fabric.plan import clear_plans
+from tests.masks import attn_pool, spec_of
 
 PLAIN = compile_rules([])
 BACKENDS = ["dense", "blocksparse_cpu"]
@@ -29,7 +30,7 @@ def qkv(batch: int, heads: int, kv_heads: int, length: int, d: int, dtype: torch
 def test_without_tiers_it_is_stock_causal_attention(backend: str, length: int, group: int, window: str | None) -> None:
     """Window >= L and no summaries: outputs and gradients of SDPA causal, to float64 rounding."""
     q, k, v = qkv(2, 2 * group, 2, length, 8, torch.float64)
-    plan = plan_for(torch.zeros(2, length, 4, dtype=torch.int32), PLAIN, length if window else None, None, 0)
+    plan = plan_for(torch.zeros(2, length, 4, dtype=torch.int32), PLAIN, spec_of(length if window else None))
     grad = normal(7, *q.shape, dtype=torch.float64)
     ours = tri_tier_attention(q, k, v, None, None, plan, 0.3, backend)
     stock = F.scaled_dot_product_attention(
@@ -47,7 +48,7 @@ def test_rows_without_keys_are_zero_with_zero_gradients(backend: str) -> None:
     records = torch.zeros(2, 80, 4, dtype=torch.int32)
     records[0, 50:, 0] = -1
     records[1, :, 0] = -1
-    plan = plan_for(records, PLAIN, 16, 8, 1)
+    plan = plan_for(records, PLAIN, spec_of(16, 8, 1))
     assert plan.stats.fully_masked_rows == 110
     q, k, v = qkv(2, 4, 2, 80, 8, torch.float32)
     p = normal(5, 2, 1, 8).requires_grad_()
@@ -63,7 +64,7 @@ def test_a_batch_of_padding_only(backend: str) -> None:
     records = torch.full((1, 40, 4), -1, dtype=torch.int32)
     records[:, :, 1:] = 0
     q, k, v = qkv(1, 2, 2, 40, 8, torch.float32)
-    out = tri_tier_attention(q, k, v, None, None, plan_for(records, PLAIN, None, None, 0), 1.0, backend)
+    out = tri_tier_attention(q, k, v, None, None, plan_for(records, PLAIN, spec_of(None)), 1.0, backend)
     grads = torch.autograd.grad(out.sum(), (q, k, v))
     assert not out.any() and not any(g.any() for g in grads)
 
@@ -71,7 +72,7 @@ def test_a_batch_of_padding_only(backend: str) -> None:
 def test_any_strides_and_expanded_gradients() -> None:
     """Megatron's [L, b, h, d] memory and a gradient of stride zero give the same numbers as contiguous memory."""
     records = torch.zeros(3, 70, 4, dtype=torch.int32)
-    plan = plan_for(records, PLAIN, 20, 10, 2)
+    plan = plan_for(records, PLAIN, spec_of(20, 10, 2))
     q, k, v = (x.detach() for x in qkv(3, 2, 2, 70, 8, torch.float64))
     p = normal(4, 2, 2, 8, dtype=torch.float64)
     results = []
@@ -89,7 +90,7 @@ def test_rows_that_are_not_contiguous_are_made_so() -> None:
     def odd(x: torch.Tensor) -> torch.Tensor:
         return x.detach().transpose(2, 3).contiguous().transpose(2, 3)
 
-    plan = plan_for(torch.zeros(1, 70, 4, dtype=torch.int32), PLAIN, 20, None, 0)
+    plan = plan_for(torch.zeros(1, 70, 4, dtype=torch.int32), PLAIN, spec_of(20))
     tensors, grad = qkv(1, 2, 2, 70, 8, torch.float64), normal(9, 1, 2, 70, 8, dtype=torch.float64)
     results = []
     for leaves, g in ((tensors, grad), ([odd(x).requires_grad_() for x in tensors], odd(grad))):
@@ -104,7 +105,7 @@ def test_bf16_key_gradients_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -
     bf16 sums would stop growing at about 7.6, where a part falls below half a unit in the last place."""
     monkeypatch.setattr("refractor_megatron.fabric.plan.query_block", lambda length, window: 32)
     length = 2048
-    plan = plan_for(torch.zeros(1, length, 4, dtype=torch.int32), PLAIN, None, None, 0)
+    plan = plan_for(torch.zeros(1, length, 4, dtype=torch.int32), PLAIN, spec_of(None))
     q, k, v = (torch.zeros(1, 1, length, 4, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     out = tri_tier_attention(q, k, v, None, None, plan, 1.0, "blocksparse_cpu")
     (dv,) = torch.autograd.grad(out.sum(), (v,))
@@ -119,8 +120,8 @@ def test_bf16_follows_float32(one_by_one: bool, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr("refractor_megatron.fabric.layout._UNION", 0.0)
         monkeypatch.setattr("refractor_megatron.fabric.layout._SMALL", 0)
         clear_plans()
-    plan = plan_for(records, PLAIN, 64, 16, 2)
-    assert all((visit.samples is not None) == one_by_one for visit in plan.layout.visits)
+    plan = plan_for(records, PLAIN, spec_of(64, 16, 2))
+    assert all((visit.samples != (0, 2)) == one_by_one for visit in plan.layout.visits)
     low = [x.detach().bfloat16().requires_grad_() for x in qkv(2, 4, 2, 256, 16, torch.float32)]
     high = [x.detach().float().requires_grad_() for x in low]
     p, grad = normal(5, 2, 2, 16), normal(6, 2, 4, 256, 16)
@@ -138,7 +139,7 @@ def test_backward_cost_follows_visited_pairs() -> None:
     """No full-length tensor per visit: saved and temporary memory would show as quadratic element counts."""
     records = torch.zeros(1, 2048, 4, dtype=torch.int32)
     q, k, v = qkv(1, 1, 1, 2048, 8, torch.float32)
-    plan = plan_for(records, PLAIN, 64, None, 0)
+    plan = plan_for(records, PLAIN, spec_of(64))
     out = tri_tier_attention(q, k, v, None, None, plan, 0.3, "blocksparse_cpu")
     node = out.grad_fn
     assert node is not None and type(node).__name__ == "_BlockSparseBackward"
@@ -147,12 +148,12 @@ def test_backward_cost_follows_visited_pairs() -> None:
 
 
 def test_shapes_that_do_not_fit_the_plan_are_our_mistake() -> None:
-    plan = plan_for(torch.zeros(1, 32, 4, dtype=torch.int32), PLAIN, 8, 4, 1)
+    plan = plan_for(torch.zeros(1, 32, 4, dtype=torch.int32), PLAIN, spec_of(8, 4, 1))
     q, k, v = qkv(1, 3, 2, 32, 8, torch.float32)
     with pytest.raises(AssertionError, match="3 query heads over 2"):
         tri_tier_attention(q, k, v, None, None, plan, 1.0)
     q, k, v = qkv(1, 2, 2, 32, 8, torch.float32)
-    with pytest.raises(AssertionError, match="8 summaries, none were given"):
+    with pytest.raises(AssertionError, match="8 far keys, none were given"):
         tri_tier_attention(q, k, v, None, None, plan, 1.0)
     q, k, v = qkv(1, 2, 2, 31, 8, torch.float32)
     with pytest.raises(AssertionError):

@@ -24,7 +24,16 @@ def test_unregistered_name_or_wrong_shape_is_an_assertion(metrics: dict[str, obj
 def test_every_spec_is_described() -> None:
     for spec in [*STEP_METRICS, *EVAL_METRICS]:
         assert spec.unit and len(spec.meaning) > 10
-    assert len(STEP_METRICS) > len(EVAL_METRICS) and "mfu" in STEP_METRICS and STEP_METRICS["mfu"].kind == "gauge"
+    assert "mfu" in STEP_METRICS and STEP_METRICS["mfu"].kind == "gauge"
+
+
+def test_masks_and_attention_are_registered_for_every_tier() -> None:
+    tiers = ("summary", "retrieved", "local")
+    shares = {f"attention_mass_{tier}": 0.3 for tier in tiers}
+    layers = {f"attention_mass_{tier}_layer": [0.3, 0.4] for tier in tiers}
+    EVAL_METRICS.check({**shares, **layers, "invalid_edges": 0, "mask_entropy": 0.9, "role_share": [0.1, 0.9]})
+    with pytest.raises(AssertionError, match="attention_mass_local"):
+        EVAL_METRICS.check({"attention_mass_local": [0.5]})
 
 
 def test_registering_twice_or_misnaming_is_an_assertion() -> None:

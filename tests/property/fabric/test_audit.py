@@ -1,0 +1,92 @@
+"""The edge-by-edge audit knows the mask as the dense oracle does, and finds an edge that should not be there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refractor_megatron.distinction.generators import random_records, random_rules
+from refractor_megatron.distinction.pattern import LocalPattern
+from refractor_megatron.distinction.rules import compile_rules
+from refractor_megatron.fabric.audit import audit_plan, executed_edges, legal_edges
+from refractor_megatron.fabric.layout import build_layout
+from refractor_megatron.fabric.plan import MaskPlan, plan_for
+from refractor_megatron.fabric.spec import WHOLE, ContextPart, MaskSpec, RetrievedSpec, SummarySpec
+
+CHUNK, BLOCK = 16, 8
+patterns = st.one_of(
+    st.builds(LocalPattern, window=st.integers(1, 40)),
+    st.just(LocalPattern()),
+    st.builds(LocalPattern, kind=st.just("block"), window=st.integers(1, 20)),
+    st.builds(
+        LocalPattern, kind=st.sampled_from(["dilated", "hybrid"]), window=st.integers(4, 32),
+        dilation=st.integers(1, 3), unit=st.sampled_from([1, 4]),
+    ),
+)  # fmt: skip
+summaries = st.none() | st.builds(
+    SummarySpec, st.just(BLOCK), st.integers(1, 2), levels=st.integers(1, 2), fanout=st.integers(2, 3)
+)
+retrieved = st.none() | st.builds(RetrievedSpec, st.just(CHUNK), st.integers(1, 3))
+
+
+def make_plan(seed: int, spec: MaskSpec, length: int, causal: bool, part: ContextPart = WHOLE) -> MaskPlan:
+    rng = np.random.default_rng(seed)
+    rules = compile_rules(random_rules(rng, causal=causal))
+    policies = rng.integers(0, 4, size=9).astype(np.uint8)
+    fan_in = 0 if spec.retrieved is None else spec.retrieved.fan_in
+    samples = []
+    for _ in range(2):
+        ids = rng.integers(-1, 9, size=(-(-length // CHUNK), fan_in)).repeat(CHUNK, axis=0)[:length]
+        samples.append(np.concatenate([random_records(rng, length), -np.sort(-ids, axis=1)], axis=1))
+    return plan_for(torch.from_numpy(np.stack(samples).astype(np.int32)), rules, spec, part, policies)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**6), st.builds(MaskSpec, patterns, summaries, retrieved), st.integers(1, 90), st.booleans())
+def test_the_audit_equals_the_dense_oracle_and_so_does_the_layout(
+    seed: int, spec: MaskSpec, length: int, causal: bool
+) -> None:
+    check(make_plan(seed, spec, length, causal))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 16), summaries, retrieved, st.integers(0, 1))
+def test_context_parallel_parts_too(
+    seed: int, window: int, summary: SummarySpec | None, found: RetrievedSpec | None, rank: int
+) -> None:
+    spec = MaskSpec(LocalPattern(window=window), summary, found)
+    check(make_plan(seed, spec, 4 * CHUNK, True, ContextPart(rank, 2)))
+
+
+def check(plan: MaskPlan) -> None:
+    every = np.arange(plan.length)
+    for i, mask in enumerate(plan.dense(torch.device("cpu")).numpy()):
+        assert (legal_edges(plan, i, every) == mask).all()
+        assert (executed_edges(plan, i, every) == mask).all()
+    assert audit_plan(plan, seed=0) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.data())
+def test_a_widened_interval_is_found(seed: int, data: st.DataObject) -> None:
+    spec = MaskSpec(LocalPattern(window=6), SummarySpec(BLOCK, 1))
+    plan = make_plan(seed, spec, 60, True)
+    sample = plan.samples[0]
+    if not len(sample.rows.row):
+        return
+    at = data.draw(st.integers(0, len(sample.rows.row) - 1))
+    row, key = int(sample.rows.row[at]), int(sample.rows.hi[at])
+    if key >= plan.n_far + plan.n_tokens or key == plan.n_far:
+        return
+    follows = at + 1 < len(sample.rows.row) and sample.rows.row[at + 1] == row and sample.rows.lo[at + 1] <= key
+    if follows:
+        return
+    hi = sample.rows.hi.copy()
+    hi[at] += 1
+    wrong = (replace(sample, rows=replace(sample.rows, hi=hi)), plan.samples[1])
+    layout = build_layout(wrong, plan.length, plan.n_far, plan.n_tokens, 32)
+    assert audit_plan(replace(plan, samples=wrong, layout=layout), seed=0, rows=2 * plan.length) == 1
