@@ -112,8 +112,18 @@ class SampleStream:
         """Window ``number`` of 0..samples_per_epoch-1 in text order."""
         if not 0 <= number < self.samples_per_epoch:
             raise IndexError(f"window {number} of {self.samples_per_epoch}")
-        low = number * self.seq_len
+        return self.at(number * self.seq_len)
+
+    @property
+    def document_starts(self) -> npt.NDArray[np.int64]:
+        """First token of each document of the split, and behind the last one the number of tokens."""
+        return np.asarray(self._data.starts)
+
+    def at(self, low: int) -> Sample:
+        """The sample of tokens ``low`` to ``low + seq_len`` of the split."""
         high = low + self.seq_len + 1
+        if not 0 <= low < high <= self.tokens_total:
+            raise IndexError(f"tokens {low} to {high} of {self.tokens_total}")
         return Sample(self._data.tokens[low:high].astype(np.int64), *self._records_of(low, high))
 
     def _records_of(self, low: int, high: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "eval": ("refractor_megatron.evaluation.command", "evaluate a run on held-out documents"),
     "report": ("refractor_megatron.evaluation.command", "write a run's HTML report"),
     "masks": ("refractor_megatron.evaluation.masks.command", "check and draw the rules of who may read whom"),
+    "bench": ("refractor_megatron.evaluation.bench_attention", "measure attention beside dense flash attention"),
     "parity": ("refractor_megatron.training.parity", "compare a grid with one rank, parameter by parameter"),
     "ckpt": ("refractor_megatron.checkpoint.command", "list and verify checkpoints"),
 }

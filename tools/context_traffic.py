@@ -75,8 +75,9 @@ def contiguous_pairs(layout: Layout, size: int) -> list[int]:
     """Visited pairs of each rank, had rank r the r-th of ``size`` equal stretches of the sequence."""
     pairs = [0] * size
     for visit in layout.visits:
-        assert layout.rows % (size * layout.q_block) == 0, "a visit belongs to one rank"
-        pairs[visit.first * size // layout.rows] += (visit.last - visit.first) * visit.keys
+        rank = visit.first * size // layout.rows
+        assert (visit.last - 1) * size // layout.rows == rank, "a visit belongs to one rank"
+        pairs[rank] += (visit.last - visit.first) * visit.keys
     return pairs
 
 

@@ -1,318 +1,282 @@
-"""The attention part of ``gpu_check.py``: parity, speed beside dense flash, a whole layer, and a diagnosis.
-
-Every section leaves its result in one dictionary, which is written after each of them, so that a call cut short keeps
-what it measured. A section that fails leaves its error there, and the check then fails.
-"""
+"""The attention part of ``gpu_check.py``: parity, speed beside dense flash attention, a whole layer, a diagnosis."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import gpu_diagnosis
+import gpu_layer
 import gpu_report
 import numpy as np
 import torch
+from gpu_bench import Bench, Shape, both_ways, leaves_of, plain_records
 from torch import Tensor
 
 from refractor_megatron.distinction.generators import random_records, random_rules
 from refractor_megatron.distinction.pattern import LocalPattern
-from refractor_megatron.distinction.roles import DOCUMENT_ROLE, ROLE_ID
 from refractor_megatron.distinction.rules import CompiledRules, compile_rules
-from refractor_megatron.fabric import attn_pool
-from refractor_megatron.fabric.backends import describe
 from refractor_megatron.fabric.backends.dense import dense_attention
-from refractor_megatron.fabric.backends.flex import BLOCK, attend, flex_backend
-from refractor_megatron.fabric.backends.flex_mask import FlexMask, flex_mask
+from refractor_megatron.fabric.backends.flex import BLOCK, flex_backend
+from refractor_megatron.fabric.backends.flex_mask import flex_mask
 from refractor_megatron.fabric.backends.selftest import TOLERANCE
 from refractor_megatron.fabric.plan import MaskPlan, clear_plans, plan_for
 from refractor_megatron.fabric.spec import MaskSpec, RetrievedSpec, SummarySpec
+from refractor_megatron.fabric.summaries import pool
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("q", "k", "v", "k_far", "v_far")
 PLAIN = compile_rules([])
+#: A length is diagnosed when flex reaches less than this share of the speed that its visited area allows.
+SHORT = 0.5
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What is measured. ``fan_in`` retrieved records a chunk of 128 tokens in the pattern that has them."""
-
-    heads: int = 32
-    kv_heads: int = 8
-    head_dim: int = 128
-    window: int = 512
-    block: int = 128
-    per_block: int = 2
-    fan_in: int = 8
-
-    def spec(self, retrieved: bool = False) -> MaskSpec:
-        """Window and summaries; with ``retrieved`` also records."""
-        summary = SummarySpec(self.block, self.per_block)
-        return MaskSpec(LocalPattern(window=self.window), summary, RetrievedSpec(128, self.fan_in) if retrieved else None)
-
-
-@dataclass
-class Bench:
-    """Device, budget of seconds, repeats, and the clock. ``trains``: whether flex has a backward pass here."""
-
-    device: torch.device
-    dtype: torch.dtype
-    repeats: int
-    deadline: float
-    out: Path | None
-    result: dict[str, Any]
-
-    @property
-    def trains(self) -> bool:
-        return self.device.type == "cuda"
-
-    def left(self) -> float:
-        """Seconds left for measurements."""
-        return self.deadline - time.monotonic()
-
-    def synchronise(self) -> None:
-        """Wait for the device."""
-        if self.trains:
-            torch.cuda.synchronize()
-
-    def median_ms(self, run: Callable[[], object]) -> float:
-        """Median time of ``run`` after two warm-up calls; fewer repeats of what takes long."""
-        run()
-        self.synchronise()
-        started = time.monotonic()
-        run()
-        self.synchronise()
-        repeats = max(3, min(self.repeats, int(4.0 / max(time.monotonic() - started, 1e-6))))
-        times = sorted(self._once(run) for _ in range(repeats))
-        return times[len(times) // 2]
-
-    def _once(self, run: Callable[[], object]) -> float:
-        if not self.trains:
-            started = time.perf_counter()
-            run()
-            return (time.perf_counter() - started) * 1e3
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end))
-
-    def peak_mib(self, run: Callable[[], object]) -> float | None:
-        """Memory that ``run`` needs beyond what is held before it."""
-        if not self.trains:
-            return None
-        self.synchronise()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        self.synchronise()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-    def save(self) -> None:
-        """Write what there is by now."""
-        if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "gpu_attention.json").write_text(json.dumps(self.result, indent=1) + "\n")
-
-    @contextmanager
-    def section(self, name: str) -> Iterator[dict[str, Any]]:
-        """A named part of the result; its failure is part of the result too."""
-        part: dict[str, Any] = self.result.setdefault(name, {})
-        started = time.monotonic()
-        try:
-            yield part
-        except Exception as error:  # other sections still measure; ``run`` fails in the end
-            part["error"] = f"{type(error).__name__}: {error}"
-            traceback.print_exc()
-        part["seconds"] = round(time.monotonic() - started, 1)
-        print(f"{name}: {part['seconds']} s, {self.left():.0f} s left", file=sys.stderr, flush=True)
-        self.save()
-
-
-def records_of(length: int, shape: Shape, documents: int = 1, seed: int = 0, fan_in: int = 0) -> Tensor:
-    """Plain records int32 [1, L, 4 + fan_in] of ``documents`` documents; each chunk but the first reads ``fan_in``."""
-    records = torch.zeros(1, length, 4 + fan_in, dtype=torch.int32)
-    records[..., 2] = ROLE_ID[DOCUMENT_ROLE]
-    cuts = np.sort(np.random.default_rng(seed).choice(np.arange(1, length), documents - 1, replace=False))
-    for cut in cuts:
-        records[:, cut:, 0] += 1
-    if fan_in:
-        records[..., 4:] = torch.arange(fan_in)
-        records[:, :128, 4:] = -1
-    return records
-
-
-def leaves_of(bench: Bench, shape: Shape, plan: MaskPlan, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-    """q, k, v and, where the plan has far keys, theirs; as Megatron lays them out in memory, [s, b, h, d]."""
-    sizes = [(shape.heads, plan.length), *[(shape.kv_heads, plan.n_tokens)] * 2, *[(shape.kv_heads, plan.n_far)] * 2]
-    generator = torch.Generator(bench.device).manual_seed(seed)
-    leaves = []
-    for heads, length in sizes if plan.n_far else sizes[:3]:
-        memory = (length, len(plan.samples), heads, shape.head_dim)
-        x = torch.randn(memory, generator=generator, device=bench.device, dtype=torch.float32).to(dtype)
-        leaves.append(x.permute(1, 2, 0, 3).requires_grad_(bench.trains))
-    return leaves
-
-
-def forward_backward(attention: Callable[..., Tensor], leaves: list[Tensor]) -> tuple[Callable[[], Any], ...]:
-    """(forward, forward and backward) as functions without arguments."""
-    with torch.no_grad():
-        gradient = torch.randn_like(attention(*leaves))
-
-    def both() -> Any:
-        return torch.autograd.grad(attention(*leaves), leaves, gradient)
-
-    return (lambda: attention(*leaves)), both
-
-
-# ------------------------------------------------------------------------------------------------------------- parity
-
-
-def parity_cases(shape: Shape) -> dict[str, tuple[Tensor, CompiledRules, MaskSpec, Any]]:
-    """Masks of every kind, two samples each: (records, rules, spec, policies)."""
+def parity_cases(length: int) -> dict[str, tuple[Tensor, CompiledRules, MaskSpec, Any]]:
+    """Masks of every kind and table, two samples each: (records, rules, spec, policies)."""
     rng = np.random.default_rng(0)
-    local = LocalPattern(window=300)
-    packed = torch.cat([records_of(2048, shape, 5, seed, fan_in=4) for seed in (1, 2)])
-    random = torch.from_numpy(np.stack([random_records(rng, 1900) for _ in range(2)]))
+    packed = torch.cat([plain_records(length, 5, seed, fan_in=4) for seed in (1, 2)])
+    random = torch.from_numpy(np.stack([random_records(rng, length * 15 // 16) for _ in range(2)]))
     rules = compile_rules(random_rules(rng, most=3))
-    two_levels = MaskSpec(local, SummarySpec(32, 2, levels=2, fanout=4), RetrievedSpec(64, 4))
-    single_tokens = MaskSpec(LocalPattern("dilated", window=300, dilation=3, unit=1), SummarySpec(32, 1))
+    two_levels = MaskSpec(LocalPattern(window=100), SummarySpec(32, 2, levels=2, fanout=4), RetrievedSpec(64, 4))
+    tokens = MaskSpec(LocalPattern("dilated", window=300, dilation=3, unit=1), SummarySpec(32, 1))
     return {
         "packed documents, two levels, retrieved": (packed, PLAIN, two_levels, np.full(4, 3, dtype=np.uint8)),
-        "random rules, rows without keys": (random, rules, MaskSpec(local, SummarySpec(32, 2)), None),
-        "dilation by single tokens (bit tiles)": (random[:, :1500].contiguous(), PLAIN, single_tokens, None),
+        "random rules and records": (random, rules, MaskSpec(LocalPattern(window=40), SummarySpec(16, 2)), None),
+        "dilation by single tokens": (random[:, : length * 3 // 4].contiguous(), PLAIN, tokens, None),
     }
 
 
-def parity(bench: Bench, shape: Shape, part: dict[str, Any]) -> None:
-    """Flex against the oracle in float64: output and, where flex trains, all gradients."""
-    narrow = Shape(heads=8, kv_heads=2, head_dim=min(64, shape.head_dim))
-    rows = part["rows"] = []
-    for dtype in (torch.float32, torch.bfloat16):
-        for name, (records, rules, spec, policies) in parity_cases(narrow).items():
-            plan = plan_for(records, rules, spec, policies=policies)
-            leaves = leaves_of(bench, narrow, plan, dtype)
-            found, oracle = [], []
-            for attention, inputs, results in (
-                (flex_backend(), leaves, found),
-                (dense_attention, [x.detach().double().requires_grad_(bench.trains) for x in leaves], oracle),
-            ):
-                given = [*inputs, *[None] * (5 - len(inputs))]
-                out = attention(*given, plan, 0.125)
-                results.append(out.detach())
-                if bench.trains:
-                    generator = torch.Generator(bench.device).manual_seed(9)
-                    gradient = torch.randn(out.shape, generator=generator, device=bench.device)
-                    results += torch.autograd.grad(out, inputs, gradient.to(dtype).to(out.dtype))
-            errors = {
-                label: float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-30))
-                for label, a, b in zip(("output", *(f"grad {n}" for n in NAMES)), found, oracle, strict=False)
-            }
-            dead = ~plan.dense(bench.device).any(-1)[:, None].expand(found[0].shape[:3])
-            rows.append(
-                {
-                    "mask": name,
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "tables": list(flex_mask(plan, bench.device, BLOCK).shape_class[:2]),
-                    "rows_without_keys": int(dead[:, 0].sum()),
-                    "their_outputs_are_zero": not bool(found[0][dead].any()),
-                    "errors": errors,
-                    "tolerance": TOLERANCE[dtype],
-                    "holds": all(error <= TOLERANCE[dtype] for error in errors.values()),
-                }
-            )
-    part["holds"] = all(row["holds"] and row["their_outputs_are_zero"] for row in rows)
+def parity(bench: Bench, part: dict[str, Any]) -> None:
+    """Flex against the oracle in float64: output, gradients where flex has them, rows without keys."""
+    shape = Shape(heads=8, kv_heads=2, head_dim=64, window=0, block=0, per_block=0, fan_in=0)
+    part["rows"] = [
+        parity_row(bench, shape, dtype, name, plan_for(records, rules, spec, policies=policies))
+        for dtype in (torch.float32, torch.bfloat16)
+        for name, (records, rules, spec, policies) in parity_cases(2048 if bench.on_gpu else 512).items()
+    ]
+    part["holds"] = all(row["holds"] for row in part["rows"])
 
 
-# ---------------------------------------------------------------------------------------------------------- benchmark
+def parity_row(bench: Bench, shape: Shape, dtype: torch.dtype, name: str, plan: MaskPlan) -> dict[str, Any]:
+    """One mask in one type: the largest error of each tensor, over the tensor's largest value."""
+    leaves = leaves_of(bench, shape, plan, dtype)
+    wide = [None if x is None else x.detach().double().requires_grad_(bench.on_gpu) for x in leaves]
+    results = []
+    for attention, inputs in ((flex_backend(), leaves), (dense_attention, wide)):
+        out = attention(*inputs, plan, 0.125)
+        gradient = torch.randn(out.shape, generator=torch.Generator(bench.device).manual_seed(9), device=bench.device)
+        given = [x for x in inputs if x is not None]
+        grads = torch.autograd.grad(out, given, gradient.to(dtype).to(out.dtype)) if bench.on_gpu else ()
+        results.append([out.detach(), *grads])
+    errors = {
+        label: float((ours.double() - oracle).abs().max() / oracle.abs().max().clamp(min=1e-30))
+        for label, ours, oracle in zip(
+            ("output", "grad q", "grad k", "grad v", "grad k_far", "grad v_far"), *results, strict=False
+        )
+    }
+    dead = ~plan.dense(bench.device).any(-1)[:, None].expand(results[0][0].shape[:3])
+    zero = not bool(results[0][0][dead].any())
+    return {
+        "mask": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "tables": " ".join(map(str, flex_mask(plan, bench.device, BLOCK).shape_class[:2])),
+        "rows_without_keys": int(dead[:, 0].sum()),
+        "errors": errors,
+        "tolerance": TOLERANCE[dtype],
+        "holds": zero and all(error <= TOLERANCE[dtype] for error in errors.values()),
+    }
 
 
-def dense_flash(bench: Bench, leaves: list[Tensor]) -> dict[str, Any]:
-    """Forward and forward-and-backward of dense causal attention, by each fused kernel of this device.
+def benchmark(bench: Bench, shape: Shape, length: int, retrieved: bool) -> dict[str, Any]:
+    """One length: preparation, times, memory, and what happens when masks change."""
+    spec, fan_in = shape.spec(retrieved), shape.fan_in if retrieved else 0
+    policies = np.full(fan_in, 3, dtype=np.uint8) if retrieved else None
+    clear_plans()
+    plans: list[MaskPlan] = []
+    records = plain_records(length, fan_in=fan_in)
+    plan_s = bench.seconds(lambda: plans.append(plan_for(records, PLAIN, spec, policies=policies)))
+    plan = plans[0]
+    lowering_s = bench.seconds(lambda: flex_mask(plan, bench.device, BLOCK))
+    leaves = leaves_of(bench, shape, plan, bench.dtype)
+    scale, flex = shape.head_dim**-0.5, flex_backend()
+    given = [x for x in leaves if x is not None]
+
+    def step(plan: MaskPlan) -> object:
+        out = flex(*leaves, plan, scale)
+        return torch.autograd.grad(out, given, torch.ones_like(out)) if bench.on_gpu else out
+
+    compile_s = bench.seconds(lambda: step(plan))
+    before, fresh = compiled_graphs(), []
+    for seed in range(3):
+        packed = plain_records(length, 4, seed, fan_in)
+        fresh.append(bench.seconds(lambda: step(plan_for(packed, PLAIN, spec, policies=policies))))  # noqa: B023
+    mask = flex_mask(plan, bench.device, BLOCK)
+    return {
+        "length": length,
+        "retrieved": retrieved,
+        "visited_share": mask.visited_pairs / plan.stats.causal_pairs,
+        "legal_share": plan.stats.legal_edges / plan.stats.causal_pairs,
+        "tables": " ".join(map(str, mask.shape_class[:2])),
+        "plan_ms": plan_s * 1e3,
+        "lowering_ms": lowering_s * 1e3,
+        "compile_s": compile_s,
+        "recompiled": compiled_graphs() - before,
+        "changed_mask_ms": sorted(fresh)[1] * 1e3,
+        "flex": both_ways(bench, lambda *x: flex(*x, plan, scale), leaves),
+        "pooling": pooling(bench, shape, leaves),
+        "dense": dense_flash(bench, leaves),
+    }
+
+
+def compiled_graphs() -> int:
+    """Graphs that torch.compile has made in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def pooling(bench: Bench, shape: Shape, leaves: list[Tensor | None]) -> dict[str, float | None]:
+    """Times of making the summaries, which dense attention does without."""
+    queries = torch.randn(shape.kv_heads, shape.per_block, shape.head_dim, device=bench.device, dtype=bench.dtype)
+    inv_freq = 1e4 ** (-torch.arange(0, shape.head_dim, 2, device=bench.device, dtype=torch.float64) / shape.head_dim)
+
+    def pooled(k: Tensor, v: Tensor) -> Tensor:
+        return torch.stack(pool("attn_pool", k, v, queries, shape.per_block, shape.block, inv_freq))
+
+    inputs = leaves[1:3]
+    given = [x for x in inputs if x is not None]
+
+    def both() -> object:
+        out = pooled(*given)
+        return torch.autograd.grad(out, given, torch.ones_like(out))
+
+    forward = bench.median_ms(lambda: pooled(*given))
+    return {"forward_ms": forward, "both_ms": bench.median_ms(both) if bench.on_gpu else None}
+
+
+def dense_flash(bench: Bench, leaves: list[Tensor | None]) -> dict[str, Any]:
+    """Dense causal attention by each fused kernel of this device.
 
     A kernel that does not take grouped heads gets keys and values repeated beforehand, outside the clock.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    kernels = [SDPBackend.FLASH_ATTENTION, *([SDPBackend.CUDNN_ATTENTION] if bench.trains else [])]
+    def attention(kernel: Any, grouped: bool, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(kernel):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+
+    q, k, v = (x.detach() for x in leaves[:3] if x is not None)
     found: dict[str, Any] = {}
-    q, k, v = (x.detach().requires_grad_(bench.trains) for x in leaves[:3])
-    for kernel in kernels:
-        for repeated in (False, True):
-            inputs = [q, k, v]
-            if repeated:
-                inputs[1:] = [
-                    x.detach().repeat_interleave(q.shape[1] // x.shape[1], 1).requires_grad_(bench.trains) for x in (k, v)
-                ]
-
-            def attention(q: Tensor, k: Tensor, v: Tensor, kernel: Any = kernel, gqa: bool = not repeated) -> Tensor:
-                with sdpa_kernel(kernel):
-                    out: Tensor = torch.nn.functional.scaled_dot_product_attention(
-                        q, k, v, is_causal=True, enable_gqa=gqa
-                    )
-                return out
-
+    for kernel in (SDPBackend.FLASH_ATTENTION, *([SDPBackend.CUDNN_ATTENTION] if bench.on_gpu else [])):
+        for grouped in (True, False):
+            keys = [x if grouped else x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v)]
+            inputs: list[Tensor | None] = [x.detach().requires_grad_(bench.on_gpu) for x in (q, *keys)]
             try:
-                forward, both = forward_backward(attention, inputs)
-                found[kernel.name] = {
-                    "forward_ms": bench.median_ms(forward),
-                    "both_ms": bench.median_ms(both) if bench.trains else None,
-                    "heads_repeated": repeated,
-                }
+                found[kernel.name] = both_ways(bench, lambda *x: attention(kernel, grouped, *x), inputs)  # noqa: B023
                 break
-            except RuntimeError as error:  # this kernel does not take these inputs
+            except RuntimeError as error:  # "No available kernel": it does not take these inputs
                 found[kernel.name] = {"refused": str(error).splitlines()[0]}
     return found
 
 
-def fastest(kernels: dict[str, Any], key: str) -> tuple[str, float]:
-    """(kernel, milliseconds) of the fastest one."""
-    times = {name: found[key] for name, found in kernels.items() if found.get(key)}
-    assert times, f"no dense flash kernel ran here: {kernels}"
-    best = min(times, key=lambda name: times[name])
-    return best, times[best]
+def compared(row: dict[str, Any]) -> dict[str, Any]:
+    """Adds to a benchmark row, for each direction: the fastest dense kernel, the speed-up, the share of the ideal.
 
-
-def benchmark(bench: Bench, shape: Shape, length: int, retrieved: bool) -> dict[str, Any]:
-    """One length: times, visited share, preparation, memory, compilations when masks change."""
-    from torch._dynamo.utils import counters
-
-    def graphs() -> int:
-        return int(counters["stats"]["unique_graphs"])
-
-    spec, fan_in = shape.spec(retrieved), shape.fan_in if retrieved else 0
-    policies = np.full(shape.fan_in, 3, dtype=np.uint8) if retrieved else None
-    clear_plans()
-    records = records_of(length, shape, fan_in=fan_in)
-    started = time.perf_counter()
-    plan = plan_for(records, PLAIN, spec, policies=policies)
-    planned = time.perf_counter()
-    mask = flex_mask(plan, bench.device, BLOCK)
-    bench.synchronise()
-    lowered = time.perf_counter()
-    leaves = leaves_of(bench, shape, plan, bench.dtype)
-    scale = shape.head_dim**-0.5
-    forward, both = forward_backward(lambda *x: attend(*x, mask=mask, scale=scale), leaves)
-    before, started = graphs(), time.perf_counter()
-    (both if bench.trains else forward)()
-    bench.synchronise()
-    row: dict[str, Any] = {
-        "length": length,
-        "retrieved": retrieved,
-        "plan_ms": (planned - started_at) * 1e3 if (started_at := planned - (planned - started)) else None,
-        "lowering_ms": (lowered - planned) * 1e3,
-        "compile_s": time.perf_counter() - started,
-    }
+    The ideal takes the dense kernel's time times the visited share of its pairs.
+    """
+    for way in ("forward_ms", "both_ms"):
+        times = {name: found[way] for name, found in row["dense"].items() if found.get(way)}
+        if row["flex"][way] is None or not times:
+            continue
+        best = min(times, key=lambda name: times[name])
+        speed_up = times[best] / row["flex"][way]
+        row[way.replace("_ms", "_against_dense")] = {
+            "kernel": best,
+            "dense_ms": times[best],
+            "speed_up": speed_up,
+            "share_of_ideal": speed_up * row["visited_share"],
+        }
     return row
+
+
+def share_of_ideal(row: dict[str, Any]) -> float:
+    """Of forward and backward, or of the forward pass alone where flex has no other; 1 where nothing was compared."""
+    found = row.get("both_against_dense", row.get("forward_against_dense"))
+    return 1.0 if found is None else float(found["share_of_ideal"])
+
+
+def dense_kernel(rows: list[dict[str, Any]]) -> str:
+    """The fastest dense kernel of the longest length."""
+    found = [row.get("both_against_dense", row.get("forward_against_dense")) for row in rows]
+    return next((each["kernel"] for each in reversed(found) if each is not None), "FLASH_ATTENTION")
+
+
+def provenance(args: argparse.Namespace, bench: Bench, shape: Shape) -> dict[str, Any]:
+    """Where, what and how."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    versions = {}
+    for package in ("torch", "triton", "megatron-core", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "hardware": torch.cuda.get_device_name() if bench.on_gpu else f"{platform.processor() or 'CPU'}, rehearsal",
+        "versions": versions,
+        "cuda": torch.version.cuda,
+        "commit": args.commit or git.stdout.strip() or "unknown",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": shlex.join(["python", *sys.argv]),
+        "shape": asdict(shape),
+        "dtype": str(bench.dtype).removeprefix("torch."),
+    }
+
+
+def attention(args: argparse.Namespace) -> int:
+    """The whole check; exit 1 when a section failed, parity does not hold, or a changed mask was compiled again."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("error: no CUDA device here, so nothing was measured; --device cpu rehearses.", file=sys.stderr)
+        return 5
+    on_gpu = args.device == "cuda"
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    out = args.out or (Path(os.environ["OUT"]) if os.environ.get("OUT") else None)
+    bench = Bench(device, dtype, args.repeats, time.monotonic() + args.budget, out)
+    shape = Shape(args.heads, args.kv_heads, args.head_dim, args.window, args.block, args.per_block, args.fan_in)
+    bench.result["about"] = provenance(args, bench, shape)
+    needs = 60.0 if on_gpu else 1.0  # seconds to compile and to measure one thing
+    rows: list[dict[str, Any]] = bench.result.setdefault("benchmark", [])
+    bench.section("parity", lambda part: parity(bench, part), needs)
+    for length, retrieved in [*((length, False) for length in args.lengths), (max(args.lengths[:3]), True)]:
+        name = f"benchmark {length}{' retrieved' if retrieved else ''}"
+        bench.section(name, lambda part: rows.append(compared(benchmark(bench, shape, length, retrieved))), needs)  # noqa: B023
+    bench.section(
+        "layer",
+        lambda part: gpu_layer.whole_layer(bench, shape, args.layer_length, args.d_model, dense_kernel(rows), part),
+        needs,
+    )
+    short = [row["length"] for row in rows if share_of_ideal(row) < SHORT]
+    if args.diagnose or short:
+        length = max(n for n in short or args.lengths if n <= max(65536, min(args.lengths)))
+        bench.section("diagnosis", lambda part: gpu_diagnosis.diagnose(bench, shape, length, part), needs)
+    failed = [name for name, part in bench.result.items() if isinstance(part, dict) and "error" in part]
+    held = bench.result["parity"].get("holds", False) and not any(row["recompiled"] for row in rows)
+    bench.result["failed"] = failed
+    bench.save()
+    text = gpu_report.markdown(bench.result)
+    print(text)
+    if out is not None:
+        gpu_report.plot(bench.result, out / "gpu_attention.png")
+        (out / "gpu_attention.md").write_text(text)
+    return 0 if held and not failed else 1

@@ -1,7 +1,13 @@
-"""Checks that need a GPU: ``python tools/gpu_check.py train``.
+"""Checks that need a GPU: ``python tools/gpu_check.py train`` and ``python tools/gpu_check.py attention``.
 
 train: upstream untouched and the CPU runtime inert; 20 fp32 steps whose losses follow the CPU's within 1e-4; then bf16
-tokens/s, MFU and peak memory of a preset. ``--device cpu`` rehearses the same path where there is no GPU.
+tokens/s, MFU and peak memory of a preset.
+
+attention: the flex backend against the dense oracle; its speed at 4k to 128k tokens beside the fastest dense flash
+attention of the device; a whole layer; and a diagnosis where it is slower than its visited area allows. Writes
+gpu_attention.json, .md and .png. One call fits ten minutes: what finds no time left is named in the result.
+
+``--device cpu`` rehearses the same paths where there is no GPU, at sizes given for it (flex: forward only).
 """
 
 from __future__ import annotations
@@ -119,6 +125,32 @@ def train(args: argparse.Namespace) -> int:
     return 0 if holds else 1
 
 
+def _add_attention(checks: Any) -> None:
+    def run(args: argparse.Namespace) -> int:
+        from gpu_attention import attention
+
+        return attention(args)
+
+    def lengths(text: str) -> list[int]:
+        return [int(part.removesuffix("k")) * (1024 if part.endswith("k") else 1) for part in text.split(",")]
+
+    check = checks.add_parser("attention", help="flex attention: parity, speed, a whole layer, diagnosis")
+    check.add_argument("--lengths", type=lengths, default=lengths("4k,16k,64k,128k"), help="tokens, ascending")
+    for name, size in (("heads", 32), ("kv-heads", 8), ("head-dim", 128), ("window", 512), ("block", 128)):
+        check.add_argument(f"--{name}", type=int, default=size)
+    check.add_argument("--per-block", type=int, default=2, help="summaries of a block")
+    check.add_argument("--fan-in", type=int, default=8, help="retrieved records of a chunk")
+    check.add_argument("--d-model", type=int, default=4096, help="width of the whole layer")
+    check.add_argument("--layer-length", type=int, default=65536, help="tokens of the whole layer")
+    check.add_argument("--repeats", type=int, default=20, help="most timed calls of one measurement")
+    check.add_argument("--budget", type=float, default=540.0, help="seconds after which nothing new is measured")
+    check.add_argument("--diagnose", action="store_true", help="the diagnosis table in any case")
+    check.add_argument("--commit", help="what is measured, where the checkout has no .git")
+    check.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    check.add_argument("--out", type=Path, help="folder of the results (default: $OUT, else none are written)")
+    check.set_defaults(run=run)
+
+
 def main() -> int:
     """Parse and run."""
     if sys.argv[1:2] == ["_losses"]:
@@ -136,6 +168,7 @@ def main() -> int:
     check.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     check.add_argument("--out", type=Path, help="also write the result as JSON")
     check.set_defaults(run=train)
+    _add_attention(checks)
     args = parser.parse_args()
     code: int = args.run(args)
     return code

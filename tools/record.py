@@ -10,10 +10,8 @@ python tools/record.py context      context-parallel ranks: pairs and bytes besi
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -25,12 +23,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from refractor_megatron.evaluation.evidence import commit, processor, record, table
+
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "outbox" / "benchmarks"
 #: What is measured; taken before the first record makes the tree dirty.
-COMMIT = subprocess.run(
-    ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=True
-).stdout.strip()
+COMMIT = commit()
 
 #: name -> (title, what it shows, tests)
 TEST_RECORDS = {
@@ -57,36 +55,13 @@ def run(command: Sequence[str], cwd: Path = ROOT, **environment: str) -> float:
     return time.monotonic() - started
 
 
-def processor() -> str:
-    """Model name of the processor, with its count."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, no GPU"
-
-
 def write(name: str, title: str, commands: Sequence[str], body: str, evidence: Sequence[str]) -> None:
     """Write ``outbox/benchmarks/NAME.md``; ``evidence`` are links relative to it."""
     BENCHMARKS.mkdir(parents=True, exist_ok=True)
-    head = [
-        f"# {title}",
-        "",
-        f"- date: {datetime.date.today().isoformat()}",
-        f"- commit: `{COMMIT}`",
-        f"- hardware: {processor()} (a shared machine: single times are upper bounds)",
-        *(f"- command: `{command}`" for command in commands),
-        "- evidence: " + ", ".join(f"[{Path(link).name}]({link})" for link in evidence),
-        "",
-    ]
     path = BENCHMARKS / f"{name}.md"
-    path.write_text("\n".join(head) + "\n" + body.rstrip() + "\n")
+    machine = f"{processor()} (a shared machine: single times are upper bounds)"
+    path.write_text(record(title, COMMIT, machine, commands, evidence, body))
     print(f"wrote {path}")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def record_tests(name: str, argument: str) -> None:

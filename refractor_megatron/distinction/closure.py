@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from refractor_megatron.distinction.contradictions import check_contradictions
 from refractor_megatron.distinction.roles import ROLES, MaskBit
 from refractor_megatron.distinction.rules import (
     SCOPES,
@@ -71,8 +72,9 @@ def indirect_flows(rules: CompiledRules) -> list[Flow]:
 def compile_checked(
     rules: Sequence[Mapping[str, Any]], roles: Sequence[str] = ROLES, shared_roles: Sequence[str] = SHARED_ROLES
 ) -> tuple[CompiledRules, list[Flow]]:
-    """``compile_rules`` and ``check_closure`` in one step: the front door for configurations."""
+    """``compile_rules``, ``check_contradictions`` and ``check_closure`` in one step: the door for configurations."""
     compiled = compile_rules(rules, roles, shared_roles)
+    check_contradictions(compiled)
     return compiled, check_closure(compiled)
 
 

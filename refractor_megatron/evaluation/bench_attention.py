@@ -32,6 +32,7 @@ BASELINE = 16
 #: Nanoseconds per pair and head of a forward pass, and forward plus backward, for the first estimate of the time left.
 _PAIR = (2.5, 9.0)
 _START = 4.0
+NUMBERS = ("heads", "kv_heads", "head_dim", "window", "block", "summaries", "retrieved", "repeats", "threads")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -88,8 +89,15 @@ def bench(args: argparse.Namespace) -> int:
     rows = rows_of(found, wall)
     print("\n" + aligned(rows) + "\n")
     print("\n".join(map(str, verdicts := laws(rows))))
-    _write(out, rows, found, measured, wall)
+    _write(out, rows, found, measured, _command(args), wall)
     return int(any(law.holds is False for law in verdicts))
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command that measures this again."""
+    flags = ("lengths", *NUMBERS, "backend", "device", "out")
+    parts = [part for name in flags for part in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
+    return shlex.join(["refractor", "bench", "attention", *parts])
 
 
 def parse_lengths(text: str) -> list[int]:
@@ -106,8 +114,7 @@ def parse_lengths(text: str) -> list[int]:
 def _template(args: argparse.Namespace) -> Request:
     """The request of every case but for its subject, length and mode."""
     least = {"summaries": 0, "retrieved": 0}
-    numbers = ("heads", "kv_heads", "head_dim", "window", "block", "summaries", "retrieved", "repeats", "threads")
-    for name in numbers:
+    for name in NUMBERS:
         value, floor = getattr(args, name), least.get(name, 1)
         if value < floor:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at least {floor}.")
@@ -115,7 +122,7 @@ def _template(args: argparse.Namespace) -> Request:
         raise ConfigError(f"--heads {args.heads} is not a multiple of --kv-heads {args.kv_heads}; change one of them.")
     if args.head_dim % 2:
         raise ConfigError(f"--head-dim is {args.head_dim}; rotary positions need an even number.")
-    chosen = {name: getattr(args, name) for name in (*numbers, "backend", "device")}
+    chosen = {name: getattr(args, name) for name in (*NUMBERS, "backend", "device")}
     return Request(subject="fabric", length=0, backward=False, **chosen)
 
 
@@ -198,14 +205,16 @@ def _progress(case: _Case, answer: dict[str, Any]) -> str:
     return f"{what} {request.subject} {mode}: {cpu:.3g} s CPU, {wall:.3g} s wall, peak {answer['peak'] / 2**20:.0f} MiB"
 
 
-def _write(out: Path, rows: Sequence[Row], found: Sequence[dict[str, Any]], measured: str, wall: bool) -> None:
+def _write(
+    out: Path, rows: Sequence[Row], found: Sequence[dict[str, Any]], measured: str, command: str, wall: bool
+) -> None:
     """The record, its JSON and its plot."""
     first = found[0]
     request = Request(**first["request"])
     backend = first["backend"]
     settings = (
-        f"Batch 1, {request.heads} heads of {request.head_dim} over {request.kv_heads} key heads, {first['dtype']}; one "
-        f"plain document, window {request.window}, {request.summaries} summaries per block of {request.block}, "
+        f"Batch 1, {request.heads} heads of {request.head_dim} over {request.kv_heads} key heads, {first['dtype']}; "
+        f"one plain document, window {request.window}, {request.summaries} summaries per block of {request.block}, "
         f"{request.retrieved} retrieved records for each query; backend {backend}, torch {first['torch']}, "
         f"{request.threads} thread{'s' * (request.threads > 1)}."
     )
@@ -217,12 +226,11 @@ def _write(out: Path, rows: Sequence[Row], found: Sequence[dict[str, Any]], meas
             f"Times are {kind} seconds, the median of {request.repeats} runs after a warm-up; one run where it takes "
         )
         clock += f"more than {LONG:.0f} s."
-    command = "refractor bench attention " + shlex.join(sys.argv[3:])
     beside = [out.with_suffix(".json"), out.with_suffix(".png")]
-    write_json(beside[0], {"commit": measured, "command": command.strip(), "measurements": found})
+    write_json(beside[0], {"commit": measured, "command": command, "measurements": found})
     plot(rows, f"Attention by length: {backend} beside dense flash attention, {processor(first['gpu'])}", beside[1])
     machine = processor(first["gpu"]) + " (a shared machine: single times are upper bounds)"
     text = body(rows, settings, clock, beside[1].name)
     title = f"Attention by length, {request.device.upper()}"
-    out.write_text(record(title, measured, machine, [command.strip()], [path.name for path in beside], text))
+    out.write_text(record(title, measured, machine, [command], [path.name for path in beside], text))
     print(f"wrote {out}, {beside[0].name}, {beside[1].name}")

@@ -57,7 +57,7 @@ def timed(work: Callable[[], object], device: str) -> tuple[float, float]:
     if device == "cuda":
         import torch
 
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, stop = (torch.Event("cuda", enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
         work()
@@ -112,19 +112,19 @@ def _laps(run: Callable[[], object], request: Request) -> list[tuple[float, floa
 def _fabric(request: Request, found: dict[str, Any]) -> tuple[Work, Work | None]:
     """-> (attention from ready keys, pooling of the summaries); writes the plan's figures into ``found``."""
     from ..fabric.attention import tri_tier_attention
-    from ..fabric.backends import select
+    from ..fabric.backends.registry import select
 
     plan = _plan(request, found)
     q, k, v = (_normal(request, i, h, request.length) for i, h in enumerate(_heads(request)))
     k_far, v_far = (_normal(request, 3 + i, request.kv_heads, plan.n_far) for i in range(2))
-    far = (k_far, v_far) if plan.n_far else (None, None)
     found["backend"] = select(request.backend, q, k).name
 
     def attention() -> torch.Tensor:
-        return tri_tier_attention(q, k, v, *far, plan, request.head_dim**-0.5, request.backend)
+        return tri_tier_attention(q, k, v, k_far, v_far, plan, request.head_dim**-0.5, request.backend)
 
     pooling = _pooling(request, k, v) if request.summaries and request.length >= request.block else None
-    return _with_backward(request, attention, [q, k, v, *(x for x in far if x is not None)], q.shape), pooling
+    leaves = [q, k, v, *([k_far, v_far] if plan.n_far else [])]
+    return _with_backward(request, attention, leaves, q.shape), pooling
 
 
 def _plan(request: Request, found: dict[str, Any]) -> MaskPlan:
@@ -144,12 +144,14 @@ def _plan(request: Request, found: dict[str, Any]) -> MaskPlan:
     )
     records = torch.zeros(1, request.length, 4 + request.retrieved, dtype=torch.int32)
     records[..., 2] = ROLE_ID[DOCUMENT_ROLE]
-    rules, policies, builds = compile_rules([]), np.full(1, 3, dtype=np.uint8), []
-    for _ in range(BUILDS):
+    rules, policies, records = compile_rules([]), np.full(1, 3, dtype=np.uint8), records.to(request.device)
+
+    def build() -> MaskPlan:
         clear_plans()
-        start = time.perf_counter()
-        plan = plan_for(records.to(request.device), rules, spec, policies=policies)
-        builds.append(time.perf_counter() - start)
+        return plan_for(records, rules, spec, policies=policies)
+
+    builds = [timed(build, "cpu")[0] for _ in range(BUILDS)]
+    plan = build()
     stats = plan.stats
     found["plan"] = {"seconds": builds, "visited": stats.visited_pairs, "legal": stats.legal_edges}
     found["plan"]["causal"] = stats.causal_pairs

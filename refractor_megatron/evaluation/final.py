@@ -14,20 +14,17 @@ from typing import Any
 from data_pipeline.retrieval.neighbours import Neighbours
 from data_pipeline.stream import SampleStream
 
-from ..checkpoint.store import Store
 from ..config import RunConfig
-from ..engines.megatron import MegatronEngine, start_distributed, stop_distributed
-from ..errors import CheckpointError, RefractorError
+from ..engines.megatron import MegatronEngine, stop_distributed
+from ..errors import RefractorError
 from ..tokenizer import Tokenizer
 from ..training.batches import stack
 from ..training.dataset import open_stream
 from ..training.folder import RunFolder, write_json
-from ..training.retrieval import open_retrieval
-from ..training.state import TrainState
-from ..transformation.assemble_gpt import Grid
 from .baselines import measure_baselines
 from .heldout import measure
 from .sampling import SamplingOptions, continue_prompts
+from .trained import load_trained
 
 
 def evaluate(path: Path) -> dict[str, Any]:
@@ -37,23 +34,13 @@ def evaluate(path: Path) -> dict[str, Any]:
         CheckpointError: there is none.
     """
     folder = RunFolder(path)
-    cfg = RunConfig.load(folder.config)
-    device = start_distributed()
-    retrieval = open_retrieval(folder, cfg, device)
-    engine = MegatronEngine(cfg, device, grid=Grid(), bank=retrieval.bank)
+    trained = load_trained(folder)
+    cfg, engine, state, neighbours = trained.cfg, trained.engine, trained.state, trained.neighbours
     stream, train = open_stream(folder, cfg, "heldout"), open_stream(folder, cfg, "train")
-    neighbours = retrieval.neighbours()
-    state = TrainState(cfg, engine, stream.digest, retrieval.digest)
-    store = Store(folder.checkpoints, cfg.checkpoint.keep)
-    newest = store.latest()
-    if newest is None:
-        raise CheckpointError(f"{folder.checkpoints} holds no complete checkpoint: train first.")
-    state.check_identity(newest)
-    state.load(store, newest, optimizer=False)
     final: dict[str, Any] = {"step": state.progress.step, "config_hash": cfg.hash, "data_digest": stream.digest}
     final["raw"] = asdict(measure(engine, stream, cfg.train.micro_batch, neighbours))
     if neighbours is not None:
-        final["retrieval"] = {"digest": retrieval.digest, **neighbours.take_counts().summary()}
+        final["retrieval"] = {"digest": state.identity["retrieval_digest"], **neighbours.take_counts().summary()}
     ema = state.ema
     if ema is not None:
         with ema.swapped_in():

@@ -6,7 +6,6 @@ null = the default).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -15,19 +14,16 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.retrieval.neighbours import Neighbours
-from data_pipeline.stream import Sample, SampleStream
+from data_pipeline.stream import SampleStream
 
-from ..checkpoint.store import Store
 from ..config import RunConfig
-from ..engines.megatron import MegatronEngine, start_distributed, stop_distributed
-from ..errors import CheckpointError, ConfigError, DataError, RefractorError
+from ..engines.megatron import MegatronEngine, stop_distributed
+from ..errors import DataError, RefractorError
 from ..training.batches import stack
 from ..training.dataset import open_stream
 from ..training.folder import RunFolder, write_json
-from ..training.retrieval import open_retrieval
-from ..training.state import TrainState
-from ..transformation.assemble_gpt import Grid
 from .position import Floats, bucket_edges, bucket_means, draw, summary, table
+from .trained import load_trained
 
 
 def evaluate(path: Path, weights: str, documents: int | None, buckets: list[int] | None) -> dict[str, Any]:
@@ -47,20 +43,10 @@ def evaluate(path: Path, weights: str, documents: int | None, buckets: list[int]
             f"no held-out document of {stream.folder} has the {stream.seq_len + 1} tokens of a window: build from "
             "longer documents, raise data.heldout_fraction, or train with a smaller train.seq_len."
         )
-    device = start_distributed()
-    retrieval = open_retrieval(folder, cfg, device)
-    engine = MegatronEngine(cfg, device, grid=Grid(), bank=retrieval.bank)
-    state = TrainState(cfg, engine, stream.digest, retrieval.digest)
-    store = Store(folder.checkpoints, cfg.checkpoint.keep)
-    newest = store.latest()
-    if newest is None:
-        raise CheckpointError(f"{folder.checkpoints} holds no complete checkpoint: train first.")
-    state.check_identity(newest)
-    state.load(store, newest, optimizer=False)
-    if weights == "ema" and state.ema is None:
-        raise ConfigError(f"{path} was trained without averaged weights (train.ema.enabled): give --weights raw.")
-    with state.ema.swapped_in() if weights == "ema" and state.ema is not None else contextlib.nullcontext():
-        by_document = measure(engine, stream, retrieval.neighbours(), starts, edges, cfg.train.micro_batch)
+    trained = load_trained(folder)
+    engine, state = trained.engine, trained.state
+    with trained.weights(weights):
+        by_document = measure(engine, stream, trained.neighbours, starts, edges, cfg.train.micro_batch)
     identity = {
         "step": state.progress.step,
         "weights": weights,
@@ -77,7 +63,7 @@ def evaluate(path: Path, weights: str, documents: int | None, buckets: list[int]
 
 def long_documents(stream: SampleStream) -> list[int]:
     """First tokens of the documents that a whole window fits into, in the order of the split."""
-    starts = stream._data.starts
+    starts = stream.document_starts
     return [int(start) for start in starts[:-1][np.diff(starts) > stream.seq_len]]
 
 
@@ -92,15 +78,9 @@ def measure(
     """Mean loss [documents, buckets] of the windows that begin at ``starts``."""
     parts = []
     for first in range(0, len(starts), micro_batch):
-        batch = stack([_window(stream, start) for start in starts[first : first + micro_batch]], neighbours)
+        batch = stack([stream.at(start) for start in starts[first : first + micro_batch]], neighbours)
         parts.append(bucket_means(engine.token_losses(batch).double().cpu().numpy(), edges))
     return np.concatenate(parts)
-
-
-def _window(stream: SampleStream, start: int) -> Sample:
-    """The sample of ``seq_len`` + 1 tokens from token ``start`` of the split on."""
-    stop = start + stream.seq_len + 1
-    return Sample(stream._data.tokens[start:stop].astype(np.int64), *stream._records_of(start, stop))
 
 
 def main(path: Path, options: dict[str, Any]) -> int:

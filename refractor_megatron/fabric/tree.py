@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ Node = tuple[int, int, list[Range]]
 
 #: Gaps of at most this many keys are visited rather than split: one more range costs more than 32 keys.
 GAP = 32
+#: A leaf with tokens visits a multiple of this many keys where it can: vector units dislike the rest.
+ALIGN = 16
 #: Fewest keys for which an unmasked visit is worth merging one more result.
 CORE = 64
 
@@ -96,6 +99,7 @@ def split(common: list[list[Range]]) -> tuple[list[Node], list[list[Range]]]:
     nodes: list[Node] = []
     taken: list[list[Range]] = [[] for _ in common]
 
+    @cache
     def shared(a: int, b: int) -> list[Range]:
         if b - a == 1:
             return common[a]
@@ -177,7 +181,7 @@ def leaves(halves: Sequence[Pieces], shape: Shape) -> Iterator[tuple[int, list[R
     halves: far pieces and token pieces. Yields (block, ranges, int32 [n, 4] = (table, row, first column, last column)).
     """
     covers = [_cover(half) for half in halves]
-    start, stop, count = (np.concatenate([getattr(c, name) for c in covers]) for name in ("start", "stop", "count"))
+    start, stop, count = (np.concatenate([getattr(c, name) for c in covers]) for name in ("start", "stop", "held"))
     pieces = Pieces(*(np.concatenate(column) for column in zip(*(c.pieces for c in covers), strict=True)))
     # The far and the token ranges of a block become neighbours, and so do their pieces.
     order = np.argsort(start, kind="stable")
@@ -185,8 +189,8 @@ def leaves(halves: Sequence[Pieces], shape: Shape) -> Iterator[tuple[int, list[R
     start, stop, count = start[order], stop[order], count[order]
     block = start // shape.stride
     bounds = np.searchsorted(block, np.arange(shape.blocks + 1))
-    width = stop - start
-    offset = np.append(0, np.cumsum(width))
+    start = _rounded(start, stop, block, bounds, shape)
+    offset = np.append(0, np.cumsum(stop - start))
     shift = np.repeat(offset[:-1] - offset[bounds[block]] - start, count)
     row = pieces.owner % shape.q_block
     left = np.empty((len(row), 4), dtype=np.int32)
@@ -200,12 +204,24 @@ def leaves(halves: Sequence[Pieces], shape: Shape) -> Iterator[tuple[int, list[R
             yield j, ranges[ranges_at[j] : ranges_at[j + 1]], left[pieces_at[j] : pieces_at[j + 1]]
 
 
+def _rounded(start: IntArray, stop: IntArray, block: IntArray, bounds: IntArray, shape: Shape) -> IntArray:
+    """Starts of all ranges, those of each block's first token range lowered until its keys are a multiple of ALIGN."""
+    base = block * shape.stride + shape.n_far
+    first = bounds[:-1] + np.bincount(block[start < base], minlength=shape.blocks)
+    keys = np.append(0, np.cumsum(stop - start))[bounds]
+    held = first < bounds[1:]
+    first, missing = first[held], -np.diff(keys)[held] % ALIGN
+    start = start.copy()
+    start[first] -= np.minimum(missing, (start - base)[first])
+    return start
+
+
 class _Cover(NamedTuple):
-    """Ranges [start, stop) of places, and the pieces sorted by start, ``count`` of them in each range."""
+    """Ranges [start, stop) of places, and the pieces sorted by start, ``held`` of them in each range."""
 
     start: IntArray
     stop: IntArray
-    count: IntArray
+    held: IntArray
     pieces: Pieces
 
 

@@ -30,8 +30,20 @@ def test_flags_that_the_readme_names_are_in_the_help() -> None:
     text = subprocess.run(
         ["bash", "launch/pretrain_local.sh", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    flags = set(re.findall(r"(?<![\w-])--[a-z]+", README)) - {"--help"}
+    flags = set(re.findall(r"(?<![\w-])--[a-z]+", re.sub(r"^refractor .*$", "", README, flags=re.M))) - {"--help"}
     assert flags and not [flag for flag in flags if flag not in text]
+
+
+def test_sessions_of_the_readme_are_commands_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = re.findall(r"^refractor ([^#\n]+)", README, flags=re.M)
+    assert lines
+    for words in map(str.split, lines):
+        with pytest.raises(SystemExit):
+            cli.main([*words[:2], "--help"])
+        text = capsys.readouterr().out
+        assert not [word for word in words if word.startswith("--") and word not in text], words
+        files = [word for word in words[2:] if "/" in word]
+        assert not [file for file in files if not (ROOT / file).is_file()]
 
 
 def test_commands_that_the_readme_names_are_those_of_the_command_line() -> None:

@@ -6,32 +6,85 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.corpus import ROOT, write_corpus
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(660)]
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
 
 
 def check(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", str(ROOT / "tools" / "gpu_check.py"), "train", *arguments]
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tools" / "gpu_check.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
-def test_the_same_path_on_the_cpu(tmp_path: Path) -> None:
+def test_training_the_same_path_on_the_cpu(tmp_path: Path) -> None:
     text, out = write_corpus(tmp_path / "text"), tmp_path / "out.json"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     arguments = ["--preset", "nano", "--speed-preset", "nano", "--steps", "4", "--max-mb", "2", "--out", str(out)]
-    done = check("--device", device, "--corpus", str(text), *arguments)
+    done = check("train", "--device", DEVICE, "--corpus", str(text), *arguments)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert result["holds"] and result["fp32_max_loss_difference"] <= 1e-4
     assert result["bf16"]["tokens_per_s"] > 0 and result["bf16"]["mfu"] > 0
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so() -> None:
-    done = check("--steps", "1")
+@pytest.mark.parametrize("name", ["train", "attention"])
+@pytest.mark.skipif(ON_GPU, reason="there is a GPU")
+def test_without_a_gpu_it_says_so(name: str) -> None:
+    done = check(name)
     assert done.returncode == 5 and done.stderr.startswith("error: no CUDA device")
+
+
+def rehearse(out: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """The attention check at sizes for a CPU; a GPU takes them too."""
+    sizes = {"lengths": "256,512", "heads": 4, "kv-heads": 2, "head-dim": 16, "window": 64, "block": 32}
+    sizes |= {"d-model": 64, "layer-length": 256, "repeats": 3}
+    flags = [f"--{name}={size}" for name, size in sizes.items()]
+    done = check("attention", "--device", DEVICE, *flags, "--out", str(out), *arguments)
+    return done, json.loads((out / "gpu_attention.json").read_text())
+
+
+def test_attention_from_parity_to_diagnosis(tmp_path: Path) -> None:
+    done, result = rehearse(tmp_path, "--diagnose", "--commit", "abc123")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert result["failed"] == [] and result["about"]["commit"] == "abc123"
+    rows = result["parity"]["rows"]
+    assert result["parity"]["holds"] and {row["dtype"] for row in rows} == {"float32", "bfloat16"}
+    assert any(row["rows_without_keys"] for row in rows)
+    assert {row["tables"].split()[0] for row in rows} == {"intervals", "bits"}
+    lengths = [(row["length"], row["retrieved"]) for row in result["benchmark"]]
+    assert lengths == [(256, False), (512, False), (512, True)]
+    for row in result["benchmark"]:
+        against = row["forward_against_dense"]
+        assert row["recompiled"] == 0 and 0 < row["legal_share"] < row["visited_share"]
+        assert against["share_of_ideal"] == pytest.approx(against["speed_up"] * row["visited_share"])
+        assert against["speed_up"] == pytest.approx(against["dense_ms"] / row["flex"]["forward_ms"])
+        assert (row["flex"]["both_ms"] is not None) == ON_GPU
+    assert result["layer"]["both_speed_up"] > 0
+    diagnosis = result["diagnosis"]
+    assert diagnosis["length"] == 512 and diagnosis["skipped"] == [] and len(diagnosis["rows"]) >= 12
+    assert not any("refused" in row for row in diagnosis["rows"])
+    text = (tmp_path / "gpu_attention.md").read_text()
+    assert text in done.stdout and "commit: `abc123`" in text and "Failed" not in text
+    for title in ("# Attention on a GPU", "## Attention", "## A whole layer", "## Parity", "## Diagnosis"):
+        assert f"{title}\n" in text
+    assert (tmp_path / "gpu_attention.png").stat().st_size > 10_000
+
+
+def test_a_section_that_fails_leaves_the_others_and_fails_the_check(tmp_path: Path) -> None:
+    done, result = rehearse(tmp_path, "--lengths=256", "--layer-length=0")
+    assert done.returncode == 1 and result["failed"] == ["layer"], done.stderr[-3000:]
+    assert result["parity"]["holds"] and len(result["benchmark"]) == 2
+    assert "**Failed**: layer (ConfigError: " in (tmp_path / "gpu_attention.md").read_text()
+
+
+def test_what_finds_no_time_left_is_named(tmp_path: Path) -> None:
+    done, result = rehearse(tmp_path, "--budget=0")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert result["failed"] == ["parity", "benchmark 256", "benchmark 512", "benchmark 512 retrieved", "layer"]
+    assert "0 s left, " in result["layer"]["error"] and "**Failed**: parity (" in done.stdout

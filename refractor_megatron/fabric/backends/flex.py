@@ -23,13 +23,13 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import warnings
 from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention as library
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from refractor_megatron.fabric.backends.flex_mask import FlexMask, flex_mask
@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 #: Queries and keys of a tile.
 BLOCK = 128
+#: Torch's switch for running flex attention as it is written.
+_UNCOMPILED = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
 #: The kernel's matrix products take no narrower head.
 MIN_HEAD_DIM = 16
 
@@ -81,7 +83,7 @@ def attend(
 def missing(device: torch.device) -> str | None:
     """What this process lacks to compile for ``device``, or None."""
     if device.type != "cuda":
-        return None
+        return None if hasattr(library, _UNCOMPILED) else "needs a newer torch, whose flex attention runs uncompiled"
     if importlib.util.find_spec("triton") is None:
         return "needs Triton, which is not installed (pip install triton)"
     if torch._dynamo.config.disable:
@@ -109,7 +111,10 @@ def _compiled_for(q: Tensor, k: Tensor, mask_class: tuple[object, ...]) -> _Call
 
 
 def _uncompiled(q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, scale: float) -> Tensor:
-    """The dense form. Called as it is, flex attention would still trace itself, and warn that all this is slow."""
-    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
+    """The dense form. Called as it is, flex attention would still trace itself, which torch's own switch prevents."""
+    before = getattr(library, _UNCOMPILED)
+    setattr(library, _UNCOMPILED, True)
+    try:
         return _attend(q.detach(), k.detach(), v.detach(), block_mask, scale, {})
+    finally:
+        setattr(library, _UNCOMPILED, before)

@@ -22,5 +22,5 @@ class Attention(Protocol):
         plan: MaskPlan,
         scale: float,
     ) -> torch.Tensor:
-        """q [b, h, L, d], k and v [b, h_kv, L, d], k_far and v_far [b, h_kv, n, d] or None -> [b, h, L, d]."""
+        """q [b, h, rows, d], k and v [b, h_kv, n_tokens, d], k_far and v_far [b, h_kv, n_far, d] or None -> like q."""
         ...

@@ -1,9 +1,9 @@
 """Backend registry and the selection rule.
 
 ``auto`` means: on CPU ``blocksparse_cpu``, on CUDA ``flex``, whatever the length, so that a run's short evaluations
-have the arithmetic of its training. Elsewhere ``dense`` up to its length limit, else an error that names what is missing.
-A named backend is used or refused, never replaced. Every backend but the oracle proves itself on a 256-token probe
-against the oracle, forward and gradients, before its first use in a process.
+have the arithmetic of its training. Elsewhere ``dense`` up to its length limit, else an error that names what is
+missing. A named backend is used or refused, never replaced. Every backend but the oracle proves itself on a 256-token
+probe against the oracle, forward and gradients, before its first use in a process.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from refractor_megatron.fabric.spec import MaskSpec, RetrievedSpec, SummarySpec
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 _LENGTH, _FAN_IN, _WIDTH = 256, 2, 16
-_SPEC = MaskSpec(LocalPattern(window=48), SummarySpec(16, 2, levels=2, fanout=3), RetrievedSpec(32, _FAN_IN))
+#: The window is wide enough for neighbouring query blocks to share unmasked keys: their visits must merge correctly.
+_SPEC = MaskSpec(LocalPattern(window=127), SummarySpec(16, 2, levels=2, fanout=3), RetrievedSpec(32, _FAN_IN))
 _POLICIES = np.array([3, 1], dtype=np.uint8)
 
 
@@ -57,10 +58,11 @@ def _probe_plan(device: torch.device) -> MaskPlan:
     records[:, :, 4] = 1
     records[0, :, 5] = -1
     records[:, :, 2] = 1
-    records[0, 100:, 0] = 1
-    records[0, 120:140, 2] = 3
+    records[0, 40:, 0] = 1
+    records[0, 150:170, 2] = 3
     records[0, 240:, 0] = -1
-    records[1, 30:60, 3] = 8
+    records[1, 20:40, 3] = 8
+    records[0, 128:, 0] = 2  # its second tile of 128 queries visits fewer tiles of keys than the other sample's
     rules = compile_rules(
         [
             {"name": "probe-safety", "when": {"bits": ["SAFETY_SCOPE"]}, "allow_write_to": []},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -72,6 +75,30 @@ def test_a_wrong_backend_fails_its_self_test(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(2):
         with pytest.raises(CapabilityError, match="leaky failed its self-test on cpu in torch.float32: output differs"):
             tri_tier_attention(q, q, q, None, None, plan, 1.0, "leaky")
+
+
+def test_the_self_test_sees_every_part_of_the_layout() -> None:
+    """Masked and unmasked visits, keys of every tier, and rows that two visits serve."""
+    plan = selftest._probe_plan(CPU)
+    kinds = {(visit.mask is None, visit.opens) for visit in plan.layout.visits}
+    assert {(False, True), (True, False)} <= kinds
+    legal = plan.dense(CPU).any(0).any(0)
+    level2, level1 = plan.space.level2, plan.space.level1
+    for lo, hi in ((0, level2), (level2, level2 + level1), plan.tiers["retrieved"], plan.tiers["local"]):
+        assert bool(legal[lo:hi].any())
+
+
+def test_a_kernel_with_another_log_sum_exp_fails_its_self_test() -> None:
+    """Two-based instead of natural, say, after an update of torch: single visits would not notice."""
+    kernel = matmul_kernel()
+
+    def forward(*args):  # type: ignore[no-untyped-def]
+        out, lse = kernel.forward(*args)
+        return out, lse / math.log(2)
+
+    wrong = blocksparse_attention(replace(kernel, forward=forward))
+    with pytest.raises(CapabilityError, match="output differs"):
+        selftest.prove("wrong", wrong, CPU, torch.float64, True, backward=False)
 
 
 def test_the_self_test_runs_once_and_leaves_the_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
