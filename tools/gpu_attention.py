@@ -42,12 +42,13 @@ SHORT = 0.5
 def parity_cases(length: int) -> dict[str, tuple[Tensor, CompiledRules, MaskSpec, Any]]:
     """Masks of every kind and table, two samples each: (records, rules, spec, policies)."""
     rng = np.random.default_rng(0)
-    packed = torch.cat([plain_records(length, 5, seed, fan_in=4) for seed in (1, 2)])
+    packed = torch.cat([plain_records(length, 3, seed, fan_in=4) for seed in (1, 2)])
     random = torch.from_numpy(np.stack([random_records(rng, length * 15 // 16) for _ in range(2)]))
     rules = compile_rules(random_rules(rng, most=3))
-    two_levels = MaskSpec(LocalPattern(window=100), SummarySpec(32, 2, levels=2, fanout=4), RetrievedSpec(64, 4))
+    two_levels = MaskSpec(LocalPattern(window=400), SummarySpec(4, 2, levels=2, fanout=4), RetrievedSpec(64, 4))
     tokens = MaskSpec(LocalPattern("dilated", window=300, dilation=3, unit=1), SummarySpec(32, 1))
     return {
+        "whole prefix": (plain_records(length).repeat(2, 1, 1), PLAIN, MaskSpec(), None),
         "packed documents, two levels, retrieved": (packed, PLAIN, two_levels, np.full(4, 3, dtype=np.uint8)),
         "random rules and records": (random, rules, MaskSpec(LocalPattern(window=40), SummarySpec(16, 2)), None),
         "dilation by single tokens": (random[:, : length * 3 // 4].contiguous(), PLAIN, tokens, None),
@@ -82,12 +83,14 @@ def parity_row(bench: Bench, shape: Shape, dtype: torch.dtype, name: str, plan: 
             ("output", "grad q", "grad k", "grad v", "grad k_far", "grad v_far"), *results, strict=False
         )
     }
+    mask = flex_mask(plan, bench.device, BLOCK)
     dead = ~plan.dense(bench.device).any(-1)[:, None].expand(results[0][0].shape[:3])
     zero = not bool(results[0][0][dead].any())
     return {
         "mask": name,
         "dtype": str(dtype).removeprefix("torch."),
-        "tables": " ".join(map(str, flex_mask(plan, bench.device, BLOCK).shape_class[:2])),
+        "tables": " ".join(map(str, mask.shape_class[:2])),
+        "tiles": {"partial": mask.partial_tiles, "full": mask.full_tiles},
         "rows_without_keys": int(dead[:, 0].sum()),
         "errors": errors,
         "tolerance": TOLERANCE[dtype],
@@ -231,7 +234,8 @@ def provenance(args: argparse.Namespace, bench: Bench, shape: Shape) -> dict[str
         except metadata.PackageNotFoundError:
             continue
     return {
-        "hardware": torch.cuda.get_device_name() if bench.on_gpu else f"{platform.processor() or 'CPU'}, rehearsal",
+        "hardware": torch.cuda.get_device_name() if bench.on_gpu else platform.processor() or "CPU",
+        "rehearsal": not bench.on_gpu,
         "versions": versions,
         "cuda": torch.version.cuda,
         "commit": args.commit or git.stdout.strip() or "unknown",

@@ -113,7 +113,7 @@ class Bench:
     def section(self, name: str, work: Callable[[dict[str, Any]], None], needs_s: float = 0.0) -> None:
         """A named part of the result, filled by ``work``; a failure is part of it, and so is that no time was left."""
         part: dict[str, Any] = self.result.setdefault(name, {})
-        started, left = time.monotonic(), self.left()
+        started, left = time.monotonic(), max(0.0, self.left())
         try:
             if left < needs_s:
                 part["error"] = f"{left:.0f} s left, {needs_s:.0f} s needed"

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+#: Directions as the result names them, with their titles.
+WAYS = {"forward": "forward", "both": "forward and backward"}
+
 
 def markdown(result: dict[str, Any]) -> str:
     """The whole record."""
@@ -26,6 +29,8 @@ def markdown(result: dict[str, Any]) -> str:
         "is torch's fastest fused causal kernel on this device. Medians of device time.",
         "",
     ]
+    if about["rehearsal"]:
+        lines += ["**A rehearsal without a GPU**: flex ran uncompiled, and no time here means anything.", ""]
     if result.get("failed"):
         lines += ["**Failed**: " + "; ".join(f"{name} ({result[name]['error']})" for name in result["failed"]), ""]
     lines += [*_benchmark(result["benchmark"]), *_layer(result.get("layer", {})), *_parity(result.get("parity", {}))]
@@ -37,7 +42,7 @@ def _benchmark(rows: list[dict[str, Any]]) -> list[str]:
     times, costs = [], []
     for row in rows:
         name = f"{row['length']:,}{' +' if row['retrieved'] else ''}"
-        for way, title in (("forward", "forward"), ("both", "forward and backward")):
+        for way, title in WAYS.items():
             against = row.get(f"{way}_against_dense")
             if against is None:
                 continue
@@ -96,13 +101,24 @@ def _layer(part: dict[str, Any]) -> list[str]:
 def _parity(part: dict[str, Any]) -> list[str]:
     rows = [
         [
-            *(row["mask"], row["dtype"], row["tables"], str(row["rows_without_keys"])),
+            *(row["mask"], row["dtype"], row["tables"], f"{row['tiles']['partial']} / {row['tiles']['full']}"),
+            str(row["rows_without_keys"]),
             *(f"{max(row['errors'].values()):.1e}", max(row["errors"], key=lambda name: row["errors"][name])),
             *(f"{row['tolerance']:.0e}", "yes" if row["holds"] else "**no**"),
         ]
         for row in part.get("rows", [])
     ]
-    header = ["mask", "type", "tables", "rows without keys", "worst error", "of", "allowed", "holds"]
+    header = [
+        "mask",
+        "type",
+        "tables",
+        "tiles partial / full",
+        "rows without keys",
+        "worst error",
+        "of",
+        "allowed",
+        "holds",
+    ]
     text = "Against the dense oracle in float64: output and all gradients, errors over each tensor's largest value."
     return ["## Parity", "", text, "", *_table(header, rows), ""]
 
@@ -131,22 +147,24 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    import numpy as np
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for axis, way, title in zip(axes, ("forward", "both"), ("forward", "forward and backward"), strict=True):
-        rows = [r for r in result["benchmark"] if not r["retrieved"] and f"{way}_against_dense" in r]
-        lengths = [row["length"] for row in rows]
-        dense = [row[f"{way}_against_dense"]["dense_ms"] for row in rows]
+    rows = [row for row in result["benchmark"] if not row["retrieved"]]
+    ways = [way for way in WAYS if any(f"{way}_against_dense" in row for row in rows)]
+    figure, axes = plt.subplots(1, max(1, len(ways)), figsize=(5.5 * max(1, len(ways)), 4.2), layout="constrained")
+    for axis, way in zip(np.atleast_1d(axes), ways, strict=False):
+        compared = [row for row in rows if f"{way}_against_dense" in row]
+        lengths = [row["length"] for row in compared]
+        dense = [row[f"{way}_against_dense"]["dense_ms"] for row in compared]
         axis.loglog(lengths, dense, "o-", label="dense flash")
-        axis.loglog(lengths, [row["flex"][f"{way}_ms"] for row in rows], "o-", label="ours")
-        ideal = [ms * row["visited_share"] for ms, row in zip(dense, rows, strict=True)]
+        axis.loglog(lengths, [row["flex"][f"{way}_ms"] for row in compared], "o-", label="ours")
+        ideal = [ms * row["visited_share"] for ms, row in zip(dense, compared, strict=True)]
         axis.loglog(lengths, ideal, ":", color="grey", label="dense x visited share")
-        axis.set(
-            title=title, xlabel="tokens", ylabel="ms", xticks=lengths, xticklabels=[f"{n // 1024}k" for n in lengths]
-        )
+        ticks = [f"{n // 1024}k" if n >= 1024 else str(n) for n in lengths]
+        axis.set(title=WAYS[way], xlabel="tokens", ylabel="ms", xticks=lengths, xticklabels=ticks)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].legend()
+        axis.legend()
     figure.suptitle(result["about"]["hardware"])
     figure.savefig(path, dpi=120)
     plt.close(figure)

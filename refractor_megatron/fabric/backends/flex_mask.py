@@ -130,7 +130,8 @@ def flex_mask(plan: MaskPlan, device: torch.device, block: int) -> FlexMask:
         identity = (geometry, device, len(plan.samples), *map(id, samples))
         found = _of_samples.get(identity)
         if found is None:
-            found = _of_samples[identity] = lower(samples, len(plan.samples), geometry, device)
+            with torch.inference_mode(False):  # an evaluation's mask may serve training, which saves it for backward
+                found = _of_samples[identity] = lower(samples, len(plan.samples), geometry, device)
         masks[device, block] = found
     return found
 

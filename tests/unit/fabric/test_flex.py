@@ -1,22 +1,17 @@
-"""The flex backend: its CPU forward against the oracle, what it refuses, how often it compiles."""
+"""The flex backend: its CPU forward against the oracle, and what it refuses."""
 
 from __future__ import annotations
-
-import functools
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 
-from refractor_megatron.compat import cpu_runtime
 from refractor_megatron.distinction.generators import random_records, random_rules
 from refractor_megatron.distinction.pattern import LocalPattern
 from refractor_megatron.distinction.rules import compile_rules
 from refractor_megatron.errors import CapabilityError
 from refractor_megatron.fabric import plan_for, tri_tier_attention
-from refractor_megatron.fabric.backends import Capabilities, flex, flex_mask, registry, resolve, selftest
+from refractor_megatron.fabric.backends import Capabilities, flex, registry, resolve, selftest
 from refractor_megatron.fabric.backends.dense import dense_attention
 from refractor_megatron.fabric.plan import MaskPlan
 from refractor_megatron.fabric.spec import MaskSpec
@@ -114,51 +109,3 @@ def test_what_a_process_may_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     assert flex.missing(gpu) is None
     with torch._dynamo.config.patch(disable=True):
         assert "TORCHDYNAMO_DISABLE" in str(flex.missing(gpu))
-
-
-@pytest.fixture
-def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
-    """Dynamo as on a GPU, with a backend that counts graphs and runs them as they are."""
-    if cpu_runtime.is_installed():
-        pytest.skip("an earlier test of this process installed the CPU runtime, whose torch mode Dynamo would trace")
-    graphs = CompileCounter()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=graphs))
-    monkeypatch.setattr(flex, "_compiled", {})
-    yield graphs
-    torch._dynamo.reset()
-
-
-def compiled(plan: MaskPlan, block: int = 128) -> torch.Tensor:
-    """The CUDA path's steps on the CPU."""
-    q, k, v, k_far, v_far = inputs(plan, 4, 2, 16, torch.float32)
-    mask = flex_mask.flex_mask(plan, CPU, block)
-    joint = mask.geometry
-    assert q is not None and k is not None and v is not None
-    rows, keys, values = joint.pad_rows(q), joint.join_keys(k_far, k), joint.join_keys(v_far, v)
-    with torch.no_grad():
-        out = flex._compiled_for(rows, keys, mask.shape_class)(rows, keys, values, mask.block_mask, 0.25, {})
-        oracle = dense_attention(q, k, v, k_far, v_far, plan, 0.25)
-    assert float((out[:, :, : joint.rows] - oracle).abs().max()) <= 1e-5
-    return out
-
-
-def test_another_mask_does_not_compile_again(counter: CompileCounter) -> None:
-    spec = MaskSpec(LocalPattern("dilated", window=64, dilation=3, unit=1))
-    for seed in range(3):
-        compiled(random_plan(seed, 2, 200 + seed, spec))  # padded to one length
-    assert counter.frame_count == 1 and len(flex._compiled) == 1
-    rules = compile_rules([])
-    for documents in ([60, 140], [20, 100], [100, 101]):
-        records = torch.zeros(1, 200, 4, dtype=torch.int32)
-        for start in documents:
-            records[:, start:, 0] += 1
-        compiled(plan_for(records, rules, spec_of(40, 16, 1)))
-    assert counter.frame_count == 2 and len(flex._compiled) == 2
-
-
-def test_more_shapes_than_dynamo_allows_one_function(counter: CompileCounter) -> None:
-    lengths = [128 * n for n in range(1, 10)]
-    assert len(lengths) > torch._dynamo.config.recompile_limit
-    for length in lengths:
-        compiled(plan_for(torch.zeros(1, length, 4, dtype=torch.int32), compile_rules([]), spec_of(40)))
-    assert counter.frame_count == len(flex._compiled) == len(lengths)

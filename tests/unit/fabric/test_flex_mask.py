@@ -212,6 +212,15 @@ def test_a_mask_lives_as_long_as_its_plans() -> None:
     assert mask() is None
 
 
+def test_a_mask_made_in_inference_mode_serves_training() -> None:
+    clear_plans()
+    plan = plain_plan(length=260)
+    with torch.inference_mode():
+        mask = flex_mask(plan, CPU, 128)
+    assert flex_mask(plan, CPU, 128) is mask
+    assert not mask.block_mask.kv_indices.is_inference() and not mask.block_mask.q_indices.is_inference()
+
+
 def test_rows_without_any_key() -> None:
     records = torch.full((1, 40, 4), -1, dtype=torch.int32)
     records[:, :, 1:] = 0
