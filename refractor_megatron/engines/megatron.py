@@ -28,6 +28,7 @@ from ..compat.megatron import (
 from ..config.schema import RunConfig
 from ..distinction.closure import compile_checked
 from ..distinction.rules import CompiledRules
+from ..fabric.backends import resolve
 from ..fabric.context_parallel import local_shard, part_of
 from ..fabric.retrieval import RetrievalBank
 from ..transformation.assemble_gpt import Grid, RouterPlan, assemble, transformer_config
@@ -109,10 +110,12 @@ class MegatronEngine:
             cfg.router.gate_features,
         )
         self.config = transformer_config(self.plan, router, self.grid, bf16=bf16, recompute=cfg.train.recompute)
+        self.rules_enforced = not stock_attention
         rules = None if stock_attention else self.rules
         core = assemble(self.plan, router, rules, self.config, self.seq_len, bank, self.seed)
         initialise(core, self.plan, self.seed)
         self.model = core.to(device)
+        self._prove_backend()
         wrapped = Float16Module(self.config, core) if bf16 else core
         ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, average_in_collective=False)
         self.ddp = DistributedDataParallel(self.config, ddp, wrapped)
@@ -121,6 +124,15 @@ class MegatronEngine:
         self.config.finalize_model_grads_func = finalize_model_grads
         self.routers = [m for m in core.modules() if isinstance(m, RefractorRouter)]
         self._run = get_forward_backward_func()
+
+    def _prove_backend(self) -> None:
+        """Choose the attention backend now: a refusal, a failed self-test, a long compilation belong to the start."""
+        plan = self.plan.attention[0]
+        if plan.linear is not None or not self.rules_enforced:
+            return
+        shape = (1, plan.heads // self.grid.tp, self.seq_len // self.grid.cp, plan.head_dim)
+        one = torch.empty(1, 1, 1, 1, dtype=self.config.params_dtype, device=self.device, requires_grad=True)
+        resolve(plan.backend, one.expand(shape), one.expand(1, plan.kv_heads // self.grid.tp, *shape[2:]))
 
     def reseed(self, step: int) -> None:
         """Make every random choice of a step a function of (seed, step): nothing is left to save or to restore."""
@@ -166,8 +178,8 @@ class MegatronEngine:
         """Loss of every token, nats [b, s], of a model that lives on this rank alone."""
         assert dist.get_world_size() == 1
         self.ddp.eval()
-        tokens, labels, records = (t.to(self.device) for t in (batch.tokens, batch.labels, batch.records))
-        out: Tensor = self.ddp(tokens, _positions(tokens), records, labels=labels)
+        tokens, labels = (t.to(self.device) for t in (batch.tokens, batch.labels))
+        out: Tensor = self.ddp(tokens, _positions(tokens), batch.records, labels=labels)
         self.ddp.train()
         return out.float()
 
@@ -176,7 +188,7 @@ class MegatronEngine:
         """Logits [b, s, vocab] of a model that lives on this rank alone (evaluation and sampling)."""
         assert dist.get_world_size() == 1
         self.ddp.eval()
-        tokens, records = tokens.to(self.device), records.to(self.device)
+        tokens = tokens.to(self.device)
         out: Tensor = self.ddp(tokens, _positions(tokens), records)
         self.ddp.train()
         return out.float()
@@ -216,10 +228,11 @@ class MegatronEngine:
 
     def _forward(self, batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
         batch = next(batches)
-        tokens, labels, records = (t.to(self.device) for t in (batch.tokens, batch.labels, batch.records))
-        # records stay whole: the mask of a shard needs those of the keys it reads, wherever they are
+        tokens, labels = (t.to(self.device) for t in (batch.tokens, batch.labels))
+        # Records stay whole, as the mask of a shard needs those of every key it reads, and in host memory, where masks
+        # are planned: reading them back from the device would make each micro-batch wait for the one before.
         shard = [local_shard(t, 1, self.part) for t in (tokens, _positions(tokens), labels)]
-        output = model(shard[0], shard[1], records, labels=shard[2])
+        output = model(shard[0], shard[1], batch.records, labels=shard[2])
 
         def loss_function(per_token: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             loss = per_token.float().mean()

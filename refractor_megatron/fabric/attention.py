@@ -31,7 +31,7 @@ def tri_tier_attention(
     kv_heads = k.shape[1]
     assert k.shape == v.shape == (b, kv_heads, plan.n_tokens, d), (tuple(q.shape), tuple(k.shape), plan.n_tokens)
     assert heads % kv_heads == 0, f"{heads} query heads over {kv_heads} key heads"
-    assert (b, rows) == (plan.layout.batch, plan.length), ((b, rows), (plan.layout.batch, plan.length))
+    assert (b, rows) == (len(plan.samples), plan.length), ((b, rows), (len(plan.samples), plan.length))
     if plan.n_far == 0:
         # A sequence shorter than one block has no summaries: empty tensors stand for "off".
         assert k_far is None or k_far.shape[2] == 0, "far keys given, but the plan has none"

@@ -34,7 +34,7 @@ AUDITED_ROWS = 64
 
 def audit_plan(plan: MaskPlan, seed: int, rows: int = AUDITED_ROWS) -> int:
     """Illegal edges among those that ``plan.layout`` lets through on ``rows`` rows of the batch, chosen by ``seed``."""
-    batch = plan.layout.batch
+    batch = len(plan.samples)
     found = 0
     for i in range(batch):
         mine = rows * (i + 1) // batch - rows * i // batch

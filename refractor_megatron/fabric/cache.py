@@ -10,8 +10,8 @@ import torch
 
 _Value = TypeVar("_Value")
 
-#: Plans kept: more than the micro-batches in flight in one pipeline stage of a common schedule.
-PLANS_KEPT = 8
+#: Plans kept: a few geometries for each of the micro-batches in flight in one pipeline stage of a common schedule.
+PLANS_KEPT = 32
 
 
 class Lru(Generic[_Value]):

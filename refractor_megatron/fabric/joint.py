@@ -20,6 +20,8 @@ from refractor_megatron.distinction.retrieved import dense_retrieved_mask, retri
 from refractor_megatron.distinction.rules import CompiledRules
 from refractor_megatron.fabric.spec import ContextPart, MaskSpec, Tier
 
+#: Keys of a tile of the block-sparse kernels.
+_TILE = 128
 Policies = npt.NDArray[np.uint8]
 
 
@@ -47,7 +49,7 @@ class JointSpace:
     def of(cls, spec: MaskSpec, part: ContextPart, length: int) -> JointSpace:
         """The space of ``part``; asserts what the configuration checks: chunks hold whole blocks and halos."""
         chunks = part.chunks(length)
-        halo = spec.local.reach(length) if part.size > 1 else 0
+        halo = _halo(spec.local.reach(length), chunks[0][1] - chunks[0][0]) if part.size > 1 else 0
         rows = sum(stop - start for start, stop in chunks)
         level2, level1 = spec.summary.counts(length) if spec.summary is not None else (0, 0)
         retrieved = spec.retrieved.count(rows) if spec.retrieved is not None else 0
@@ -90,6 +92,12 @@ class JointSpace:
             offsets.append(at + self.halo - start)
             at += self.halo + stop - start
         return offsets
+
+
+def _halo(reach: int, chunk: int) -> int:
+    """Keys fetched before a chunk: whole tiles where they fit, so that the chunk itself begins at a tile."""
+    tiles = -(-reach // _TILE) * _TILE
+    return tiles if tiles <= chunk else reach
 
 
 def sample_keys(

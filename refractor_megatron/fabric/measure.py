@@ -153,7 +153,7 @@ class AttentionProbe:
         if id(plan) not in self._audited:
             stats = plan.stats
             counts = (
-                plan.layout.batch * plan.length,
+                len(plan.samples) * plan.length,
                 stats.fully_masked_rows,
                 stats.legal_edges,
                 stats.visited_pairs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
@@ -45,8 +45,7 @@ class MaskPlan:
     policies: Policies | None
     samples: tuple[SampleKeys, ...]
     space: JointSpace
-    layout: Layout
-    stats: PlanStats
+    layout_key: Hashable
     _dense: dict[torch.device, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -68,6 +67,24 @@ class MaskPlan:
     def tiers(self) -> dict[Tier, tuple[int, int]]:
         """Range [lo, hi) of each tier in the joint key space."""
         return self.space.tiers()
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Visits of the block-sparse backend, made when somebody asks: other backends lower ``samples`` themselves."""
+        sizes = (self.space.rows, self.space.far, self.space.tokens)
+        block = query_block(self.space.length, self.spec.local.window)
+        return _layouts.get(self.layout_key, lambda: build_layout(self.samples, *sizes, block))
+
+    @cached_property
+    def stats(self) -> PlanStats:
+        """Counters; makes the layout."""
+        causal = sum((stop - start) * (start + stop + 1) // 2 for start, stop in self.space.chunks)
+        return PlanStats(
+            legal_edges=sum(sample.edges for sample in self.samples),
+            visited_pairs=self.layout.visited_pairs,
+            fully_masked_rows=sum(len(sample.dead) for sample in self.samples),
+            causal_pairs=len(self.samples) * causal,
+        )
 
     def dense(self, device: torch.device) -> torch.Tensor:
         """bool [b, rows, n_far + n_tokens] from the elementwise oracle; asserts L <= 2048."""
@@ -109,8 +126,7 @@ def clear_plans() -> None:
 def _build(
     records: torch.Tensor, rules: CompiledRules, spec: MaskSpec, part: ContextPart, policies: Policies | None
 ) -> MaskPlan:
-    batch, length, _ = records.shape
-    space = JointSpace.of(spec, part, length)
+    length = records.shape[1]
     keys: list[Hashable] = []
     samples: list[SampleKeys] = []
     for sample in records.detach().cpu().numpy():
@@ -123,17 +139,8 @@ def _build(
         key = (run_keys(sample, rules).tobytes(), found_with, length, rules.digest, spec, part)
         keys.append(key)
         samples.append(_samples.get(key, partial(sample_keys, sample, rules, spec, part, codes)))
-    layout = _layouts.get(
-        tuple(keys),
-        lambda: build_layout(samples, space.rows, space.far, space.tokens, query_block(length, spec.local.window)),
-    )
-    stats = PlanStats(
-        legal_edges=layout.legal_edges,
-        visited_pairs=layout.visited_pairs,
-        fully_masked_rows=layout.fully_masked_rows,
-        causal_pairs=batch * sum((stop - start) * (start + stop + 1) // 2 for start, stop in space.chunks),
-    )
-    return MaskPlan(records, rules, spec, part, policies, tuple(samples), space, layout, stats)
+    space = JointSpace.of(spec, part, length)
+    return MaskPlan(records, rules, spec, part, policies, tuple(samples), space, tuple(keys))
 
 
 def query_block(length: int, window: int | None) -> int:

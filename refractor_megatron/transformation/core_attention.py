@@ -112,7 +112,8 @@ class TriTierCoreAttention(MegatronModule):
         Args:
             query: [s, b, heads / tp, d]; key, value: [s, b, kv_heads / tp, d], rotary positions already applied; s = L,
                 or this context-parallel rank's share of it.
-            attention_mask: records of the whole sequence, int32 [b, L, 4 + R].
+            attention_mask: records of the whole sequence, int32 [b, L, 4 + R]; in host memory, where masks are planned
+                (on a device they work too, at the price of a copy and a wait).
 
         Returns:
             [s, b, heads / tp · d].
@@ -121,7 +122,7 @@ class TriTierCoreAttention(MegatronModule):
         s, b = query.shape[:2]
         q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))  # [b, heads, s, d]
         if self.plan.linear is not None:
-            out = linear_attention(q, k, v, linear_plan_for(attention_mask, self.rules), self.feature_map)
+            out = linear_attention(q, k, v, linear_plan_for(attention_mask, self.rules, q.device), self.feature_map)
         else:
             out = self._tri_tier(q, k, v, attention_mask)
         return out.permute(2, 0, 1, 3).reshape(s, b, -1)
@@ -147,7 +148,7 @@ class TriTierCoreAttention(MegatronModule):
         if summary is None:
             return []
         length = k.shape[2] * self.part.size
-        inv_freq = self.inv_freq.to(k.device)
+        inv_freq = self._frequencies(k.device)
         kind, per_block, block = self.plan.pooling, summary.per_block, summary.block_size
         at, pooled = 0, []
         for start, stop in self.part.chunks(length):
@@ -173,22 +174,28 @@ class TriTierCoreAttention(MegatronModule):
             return []
         assert self.bank is not None and self.retrieved_key is not None and self.retrieved_value is not None
         b, length = records.shape[:2]
-        start = local_shard(torch.arange(length, device=records.device), 0, self.part)[:: spec.chunk]
-        ids = records[:, start, 4:].long()  # [b, chunks, R]
+        start = local_shard(torch.arange(length), 0, self.part)[:: spec.chunk]
+        device = self.retrieved_key.device
+        ids = records[:, start, 4:].to(device, torch.int64)  # [b, chunks, R]
         vectors = self.bank.vectors[ids.clamp(min=0)].to(self.retrieved_key.dtype)  # [b, chunks, R, D]
         shape = (b, -1, self.kv_heads, self.plan.head_dim)
         k, v = (
             (vectors @ weight.T).reshape(shape).transpose(1, 2) for weight in (self.retrieved_key, self.retrieved_value)
         )
-        inv_freq = self.inv_freq.to(k.device)
-        k = rotate_to(k, start.repeat_interleave(spec.fan_in), inv_freq, self.rotary_scale)
+        inv_freq = self._frequencies(k.device)
+        k = rotate_to(k, start.to(device).repeat_interleave(spec.fan_in), inv_freq, self.rotary_scale)
         return [k, v]
+
+    def _frequencies(self, device: torch.device) -> Tensor:
+        """Angles per position on ``device``; no buffer, because ``module.bfloat16()`` would round it."""
+        self.inv_freq = self.inv_freq.to(device)
+        return self.inv_freq
 
     def _gates(self, records: Tensor) -> Tensor | None:
         """Weight of each tier's output, [tiers, b, heads, s, 1]; None where outputs are added up as they are."""
         if self.tier_gate_bias is None or self.tier_gate_weight is None:
             return None
-        features = gate_features(local_shard(records, 1, self.part)).to(self.tier_gate_weight.dtype)  # [b, s, K_g]
+        features = gate_features(local_shard(records, 1, self.part)).to(self.tier_gate_weight)  # [b, s, K_g]
         logits = torch.einsum("htk,bsk->tbhs", self.tier_gate_weight, features)
         return torch.sigmoid(logits + self.tier_gate_bias.T[:, None, :, None])[..., None]
 

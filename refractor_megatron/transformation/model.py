@@ -34,14 +34,14 @@ class RefractorGPTModel(GPTModel):
         Args:
             input_ids, position_ids, labels: int64 [b, s], this rank's shard of the sequence under context parallelism.
             records: int32 [b, cp · s, 4 + R], of the whole sequence: (document, segment, role, mask bits, ids of
-                retrieved records); reaches core attention as its mask.
+                retrieved records), in host memory; reaches core attention as its mask.
 
         Returns:
             loss [b, s] with labels, else logits [b, s, vocab / tp]; hidden states [s, b, h] before the last stage.
         """
         decoder_input = None
         if self.role_embeddings and self.pre_process:
-            roles = local_shard(records[..., 2], 1, part_of(self.cp_group)).long()  # [b, s]
+            roles = local_shard(records[..., 2], 1, part_of(self.cp_group)).to(input_ids.device).long()  # [b, s]
             decoder_input = self.embedding(input_ids, position_ids, tokentype_ids=roles)
         output: Tensor = super().forward(input_ids, position_ids, records, decoder_input=decoder_input, labels=labels)
         return output

@@ -86,7 +86,7 @@ class RefractorRouter(TopKRouter):
             return logits
         assert self._records is not None, "the router needs the records of its tokens (see transformation.layer)"
         assert self._records.shape[:2] == (input.shape[1], input.shape[0]), (self._records.shape, input.shape)
-        features = gate_features(self._records).transpose(0, 1)  # [s, b, K_g]
+        features = gate_features(self._records).transpose(0, 1).to(input.device)  # [s, b, K_g]
         return logits + (features @ self.feature_weight.float().T).to(logits.dtype)
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -34,10 +34,10 @@ def prove(
     """Compares outputs and, with ``backward``, all gradients: two samples, documents, a scope rule, summaries of two
     levels, retrieved records, GQA and rows without keys.
 
-    The reference runs in float32 or wider. Errors: ``CapabilityError`` with the tensor that differs and by how much.
+    The reference runs in float64. Errors: ``CapabilityError`` with the tensor that differs and by how much.
     """
     plan = _probe_plan(device)
-    wide = torch.promote_types(dtype, torch.float32)
+    wide = torch.float64
     inputs = [x.to(device=device, dtype=dtype) for x in _probe_inputs(plan.n_far, 2 if gqa else 1)]
     grad = _normal(9, tuple(inputs[0].shape)).to(device=device, dtype=dtype)
     ours = _run(attention, inputs, grad if backward else None, plan)

@@ -91,14 +91,16 @@ class _Sample:
 _plans: Lru[LinearPlan] = Lru(PLANS_KEPT)
 
 
-def linear_plan_for(records: torch.Tensor, rules: CompiledRules) -> LinearPlan:
+def linear_plan_for(records: torch.Tensor, rules: CompiledRules, device: torch.device | None = None) -> LinearPlan:
     """The plan of records int32 [b, L, >= 4] = (document, segment, role, mask_bits, ...); further columns are ignored.
 
-    Cached by the identity of the records' memory, see ``Lru.of_records``.
+    device: where the tables of the plan are wanted; the records' own by default. Cached by the identity of the
+    records' memory, see ``Lru.of_records``.
     Errors: ``ConfigError`` when a rule lets tokens read later ones, which running states cannot do.
     """
     require_causal(rules)
-    return _plans.of_records(records, rules.digest, lambda: _build(records, rules))
+    where = device or records.device
+    return _plans.of_records(records, (rules.digest, where), lambda: _build(records, rules, where))
 
 
 def require_causal(rules: CompiledRules) -> None:
@@ -111,7 +113,7 @@ def require_causal(rules: CompiledRules) -> None:
         )
 
 
-def _build(records: torch.Tensor, rules: CompiledRules) -> LinearPlan:
+def _build(records: torch.Tensor, rules: CompiledRules, device: torch.device) -> LinearPlan:
     length = records.shape[1]
     samples = [_chunked(columns[:, :4], rules) for columns in records.detach().cpu().numpy()]
     used = np.max([sample.used for sample in samples], axis=0)
@@ -120,7 +122,7 @@ def _build(records: torch.Tensor, rules: CompiledRules) -> LinearPlan:
     by_panel = zip(*(_panel_tables(sample, bounds, used, rules) for sample in samples), strict=True)
     for first, last, tables in zip(bounds[:-1], bounds[1:], by_panel, strict=True):
         # Samples carry different numbers of states: the missing ones are lanes that nothing fills and nobody reads.
-        slot, within, reads, carry = (_stacked(parts, records.device) for parts in zip(*tables, strict=True))
+        slot, within, reads, carry = (_stacked(parts, device) for parts in zip(*tables, strict=True))
         panels.append(Panel(min(last * CHUNK, length) - first * CHUNK, slot, within, reads, carry))
     return LinearPlan(records, rules, tuple(panels))
 
