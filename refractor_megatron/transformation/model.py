@@ -7,12 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from ..compat.megatron import GPTModel, LanguageModelEmbedding
-from ..distinction.roles import ROLES
+from ..distinction.roles import DOCUMENT_ROLE, ROLE_ID, ROLES
 from ..fabric.context_parallel import local_shard, part_of
 
 
 class RefractorGPTModel(GPTModel):
-    """Adds a |roles| × d_model table to the token embeddings; Megatron calls this a token-type embedding."""
+    """Adds a |roles| × d_model table to the token embeddings; Megatron calls this a token-type embedding.
+
+    A row says how a role differs from plain text, the row of which stays zero.
+    """
 
     def __init__(self, *args: Any, role_embeddings: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -26,6 +29,9 @@ class RefractorGPTModel(GPTModel):
                 num_tokentypes=len(ROLES),
                 tp_group=self.pg_collection.tp,
             )
+            # Plain text is what other roles differ from: its row stays zero. A row that is in every token of a corpus
+            # would get the sum of all gradients, outgrow the tokens, and eat up the clipping norm of everything else.
+            self.embedding.tokentype_embeddings.padding_idx = ROLE_ID[DOCUMENT_ROLE]
             self.setup_embeddings_and_output_layer()  # marks and ties the weights of the table just made
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, records: Tensor, labels: Tensor | None = None) -> Tensor:

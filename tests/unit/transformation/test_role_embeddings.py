@@ -15,7 +15,7 @@ from torch import Tensor
 
 from refractor_megatron.distinction.roles import ROLE_ID, ROLES
 from refractor_megatron.engines.megatron import MegatronEngine
-from tests.engine import engine_of, records_of, tiny
+from tests.engine import engine_of, plain_batch, records_of, tiny
 
 GOLDEN = Path(__file__).parent / "golden" / "role_embeddings.json"
 #: (length, document, segment, role, mask bits): every role, and one that returns.
@@ -78,6 +78,17 @@ def test_the_row_of_the_role_is_added_and_nothing_else() -> None:
     assert differs.nonzero().flatten().tolist() == [4], "one token changed its role"
     changed[..., 0], changed[..., 1], changed[..., 3] = 0, 0, 31
     assert torch.equal((embedded(engine, tokens, changed) != found).any(1), differs), "only the role counts"
+
+
+def test_plain_text_has_no_row_of_its_own_and_other_roles_learn_theirs() -> None:
+    cfg = tiny("safety=open")
+    engine = engine_of(cfg)
+    batch = plain_batch(cfg)
+    batch.records[:, 40:60, 2] = ROLE_ID["user"]
+    engine.train_step(iter([batch]), 1, lr=1e-2, weight_decay=0.1)
+    table = engine.model.embedding.tokentype_embeddings.weight
+    learned = [name for name, row in zip(ROLES, table, strict=True) if row.any()]
+    assert learned == ["user"]
 
 
 if __name__ == "__main__":
