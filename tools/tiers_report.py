@@ -163,7 +163,7 @@ def draw(result: dict[str, Any], out: Path) -> None:
         position_axis(left, ranges)
         left.set_ylabel("loss, nats per token")
         left.set_title(f"Loss on {position['documents']} long held-out documents")
-        left.legend(loc="upper right", title="95 % over documents", alignment="left")
+        figure.legend(loc="outside lower center", ncols=len(arms), title="bars: 95 % over documents")
         if right is not None:
             _draw_differences(right, result, place)
             position_axis(right, ranges)
