@@ -142,7 +142,7 @@ def _build_into(
     }
     clock.lap("encode and pack")
     counts = {key: reading.counts[key] for key in ("offered", "blank", "duplicate", "over_cap", "cut", "invalid_utf8")}
-    _report(counts, reading.unknown_tags, splits, log)
+    _report(counts, splits, log)
     body = {
         "digest": digest,
         "code_version": CODE_VERSION,
@@ -151,7 +151,6 @@ def _build_into(
         "splits": splits,
         "provenance_sources": names,
         "counts": counts,
-        "unknown_tags": dict(sorted(reading.unknown_tags.items())),
     }
     return manifests.seal(draft, body, beside=manifests.BESIDE)
 
@@ -242,13 +241,11 @@ def _write_split(prefix: Path, chosen: list[Chosen], tokenizer: Tokenizer, log: 
     return counts
 
 
-def _report(counts: dict[str, int], unknown_tags: Counter[str], splits: dict[str, dict[str, int]], log: Log) -> None:
+def _report(counts: dict[str, int], splits: dict[str, dict[str, int]], log: Log) -> None:
     log(
         f"data: skipped {counts['blank']} blank and {counts['duplicate']} duplicate documents and {counts['over_cap']} "
         f"beyond data.max_mb; cut {counts['cut']} times; {counts['invalid_utf8']} documents are not UTF-8 (bytes kept)"
     )
-    for tag, number in unknown_tags.most_common(10):
-        log(f"data: warning: unknown protocol tag {tag} ignored {number} times")
     for split, values in splits.items():
         log(
             f"data: {split}: {values['documents']} documents, {values['tokens']} tokens, {values['bytes'] / 1e6:.2f} MB"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from refractor_megatron.compat.versions import probe_cores, probe_cuda, probe_memory
+from refractor_megatron.evaluation.evidence import commit
 from refractor_megatron.telemetry.sinks.jsonl import read_jsonl
 
 #: First steps left out of the medians: allocation, thread pools, page cache.
@@ -68,7 +68,7 @@ def to_markdown(rows: Sequence[Row], command: str) -> str:
         "# Scale test",
         "",
         f"- command: `{command}`",
-        f"- commit: {_commit()}",
+        f"- commit: {commit()}",
         f"- machine: {_machine()}",
         f"- medians over the steps after the first {WARM_UP}",
         "",
@@ -84,14 +84,6 @@ def to_markdown(rows: Sequence[Row], command: str) -> str:
                 f"| {row.name} | {row.ranks} | {row.steps} | {speed} | {row.mfu:.1%} | {row.peak_rss_mb:.0f} |"
             )
     return "\n".join(lines) + "\n"
-
-
-def _commit() -> str:
-    root = Path(__file__).resolve().parents[1]
-    answer = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return answer.stdout.strip() or "not a git checkout"
 
 
 def _machine() -> str:

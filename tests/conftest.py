@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before any test imports torch or wandb: one thread, nothing sent anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,30 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# No example is too slow: processors are shared here. What fails can be run again from what is printed.
+settings.register_profile("project", deadline=None, print_blob=True)
+settings.load_profile("project")
+
+#: Files that take longest, longest first: workers take whole files, and the last one to start must be short.
+SLOW_FILES = (
+    "test_kill_resume",
+    "test_tiers",
+    "test_gpu_check",
+    "test_bad_input",
+    "test_mask_classes",
+    "test_flex_compiled",
+    "test_bench_attention",
+    "test_flex_kernels",
+    "test_retrieval_run",
+    "test_information_flow",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first, all else in the order in which it was found."""
+    place = {name: number for number, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture

@@ -60,7 +60,9 @@ lint_all() {
     check "shellcheck" "$(dirname "$PYTHON")/shellcheck" -x launch/*.sh tests/run.sh .ci/run
 }
 
-pytest_parallel() { "$PYTHON" -m pytest -q -n "$workers" --dist loadfile "$@"; }
+# In the order of collection, which begins with the slowest files (tests/conftest.py): xdist's own, by the number of
+# tests, leaves them to the end and one worker idle.
+pytest_parallel() { "$PYTHON" -m pytest -q -n "$workers" --dist loadfile --no-loadscope-reorder "$@"; }
 
 case "${1:-}" in
 "")

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from refractor_megatron.distinction.generators import plain_records
 from refractor_megatron.distinction.pattern import LocalPattern
-from refractor_megatron.distinction.roles import ROLE_ID
 from refractor_megatron.distinction.rules import compile_rules
 from refractor_megatron.fabric import plan_for, pool, tri_tier_attention
 from refractor_megatron.fabric.context_parallel import TRAFFIC, gather_summaries, part_of, with_halos
@@ -33,10 +33,7 @@ RULES = compile_rules([])
 
 def records_of(length: int, documents: Sequence[int]) -> torch.Tensor:
     """Plain records int32 [1, L, 4] of documents of the given lengths."""
-    records = torch.zeros(1, length, 4, dtype=torch.int32)
-    records[..., 2] = ROLE_ID["data"]
-    records[0, :, 0] = torch.repeat_interleave(torch.arange(len(documents)), torch.tensor(documents))
-    return records
+    return torch.from_numpy(plain_records(length, documents=documents))[None]
 
 
 def packed(length: int) -> list[int]:
@@ -65,7 +62,7 @@ def attend(plan: MaskPlan, group: Any) -> float:
         for k_chunk, v_chunk, (start, _) in zip(k.chunk(2, 2), v.chunk(2, 2), part.chunks(length), strict=True)
     ]
     k_far, v_far = gather_summaries(torch.cat([x[0] for x in own], 2), torch.cat([x[1] for x in own], 2), group)
-    keys, values = with_halos(k, v, SPEC.local.reach(length), group)
+    keys, values = with_halos(k, v, plan.space.halo, group)
     out = tri_tier_attention(q, keys, values, k_far, v_far, plan, WIDTH**-0.5)
     torch.autograd.backward(out.sum())
     return time.perf_counter() - started
@@ -88,14 +85,9 @@ def imbalance(pairs: Sequence[int]) -> float:
 
 def ring(length: int, size: int) -> dict[str, int]:
     """Bytes that a rank of ring attention sends: its keys and values go to every other rank, forward and again
-    backward, there with their gradients (the hop home not counted); pairs of its two causal chunks."""
+    backward, there with their gradients (the hop home not counted)."""
     shard = 2 * HEADS * length // size * WIDTH * BYTES
     return {"forward": (size - 1) * shard, "backward": (size - 1) * 2 * shard}
-
-
-def causal_pairs(length: int, part: ContextPart) -> int:
-    """Pairs (query, key) of dense causal attention over a rank's zig-zag chunks."""
-    return sum((stop - start) * (start + stop + 1) // 2 for start, stop in part.chunks(length))
 
 
 def main() -> None:
@@ -116,7 +108,7 @@ def main() -> None:
         "forward": TRAFFIC.total("forward"),
         "backward": TRAFFIC.total("backward"),
         "by_operation": dict(TRAFFIC.sent),
-        "ring_pairs": causal_pairs(length, part),
+        "ring_pairs": plan.stats.causal_pairs,
         "seconds": round(seconds, 2),
     }
     ranks: list[Any] = [None] * part.size

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from refractor_megatron.distinction.generators import plain_records
 from refractor_megatron.distinction.pattern import LocalPattern
-from refractor_megatron.distinction.roles import DOCUMENT_ROLE, ROLE_ID
+from refractor_megatron.fabric.backends.interface import AttentionInputs
 from refractor_megatron.fabric.plan import MaskPlan
 from refractor_megatron.fabric.spec import MaskSpec, RetrievedSpec, SummarySpec
 
@@ -127,40 +128,38 @@ class Bench:
         self.save()
 
 
-def plain_records(length: int, documents: int = 1, seed: int = 0, fan_in: int = 0) -> Tensor:
-    """Records int32 [1, L, 4 + fan_in] of ``documents`` documents; chunks after the first read ``fan_in`` records."""
-    records = torch.zeros(1, length, 4 + fan_in, dtype=torch.int32)
-    records[..., 2] = ROLE_ID[DOCUMENT_ROLE]
-    for cut in np.random.default_rng(seed).choice(np.arange(1, length), documents - 1, replace=False):
-        records[:, cut:, 0] += 1
-    if fan_in:
-        records[..., 4:] = torch.arange(fan_in)
-        records[:, :CHUNK, 4:] = -1
-    return records
+def sample_of(length: int, fan_in: int = 0, documents: int = 1, seed: int = 0) -> Tensor:
+    """Plain records int32 [1, L, 4 + fan_in] of ``documents`` documents of random lengths."""
+    cuts = np.sort(np.random.default_rng(seed).choice(np.arange(1, length), documents - 1, replace=False))
+    return torch.from_numpy(plain_records(length, fan_in, np.diff([0, *cuts, length]).tolist()))[None]
 
 
-def leaves_of(bench: Bench, shape: Shape, plan: MaskPlan, dtype: torch.dtype) -> list[Tensor | None]:
-    """q, k, v, k_far, v_far of a plan, in the memory order that Megatron has, [s, b, h, d]."""
+def inputs_of(bench: Bench, shape: Shape, plan: MaskPlan, dtype: torch.dtype) -> AttentionInputs:
+    """Normal leaves for a plan, in the memory order that Megatron has, [s, b, h, d]."""
     far = (shape.kv_heads, plan.n_far)
     generator = torch.Generator(bench.device).manual_seed(0)
-    leaves: list[Tensor | None] = []
+    made: list[Any] = []
     for heads, length in ((shape.heads, plan.length), *[(shape.kv_heads, plan.n_tokens)] * 2, far, far):
         memory = (length, len(plan.samples), heads, shape.head_dim)
         x = torch.randn(memory, generator=generator, device=bench.device).to(dtype).permute(1, 2, 0, 3)
-        leaves.append(x.requires_grad_(bench.on_gpu) if length else None)
-    return leaves
+        made.append(x.requires_grad_(bench.on_gpu) if length else None)
+    return AttentionInputs(*made)
 
 
-def both_ways(bench: Bench, attention: Callable[..., Tensor], leaves: list[Tensor | None]) -> dict[str, float | None]:
+def given(inputs: AttentionInputs) -> list[Tensor]:
+    """The tensors that are there."""
+    return [x for x in inputs if x is not None]
+
+
+def both_ways(bench: Bench, attention: Callable[[], Tensor], inputs: AttentionInputs) -> dict[str, float | None]:
     """Median times of the forward pass, as training runs it, and of forward and backward; milliseconds."""
-    inputs = [x for x in leaves if x is not None]
-    gradient = torch.randn_like(inputs[0])
+    gradient = torch.randn_like(inputs.q)
 
     def both() -> object:
-        return torch.autograd.grad(attention(*leaves), inputs, gradient)
+        return torch.autograd.grad(attention(), given(inputs), gradient)
 
     return {
-        "forward_ms": bench.median_ms(lambda: attention(*leaves)),
+        "forward_ms": bench.median_ms(attention),
         "both_ms": bench.median_ms(both) if bench.on_gpu else None,
         "peak_mib": bench.peak_mib(both),
     }

@@ -131,11 +131,8 @@ def _add_attention(checks: Any) -> None:
 
         return attention(args)
 
-    def lengths(text: str) -> list[int]:
-        return [int(part.removesuffix("k")) * (1024 if part.endswith("k") else 1) for part in text.split(",")]
-
     check = checks.add_parser("attention", help="flex attention: parity, speed, a whole layer, diagnosis")
-    check.add_argument("--lengths", type=lengths, default=lengths("4k,16k,64k,128k"), help="tokens, ascending")
+    check.add_argument("--lengths", default="4k,16k,64k,128k", help="tokens, e.g. 4k,16k or 512")
     for name, size in (("heads", 32), ("kv-heads", 8), ("head-dim", 128), ("window", 512), ("block", 128)):
         check.add_argument(f"--{name}", type=int, default=size)
     check.add_argument("--per-block", type=int, default=2, help="summaries of a block")
@@ -170,7 +167,13 @@ def main() -> int:
     check.set_defaults(run=train)
     _add_attention(checks)
     args = parser.parse_args()
-    code: int = args.run(args)
+    from refractor_megatron.errors import RefractorError
+
+    try:
+        code: int = args.run(args)
+    except RefractorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return code
 
 

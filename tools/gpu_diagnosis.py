@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from gpu_bench import Bench, Shape, both_ways, leaves_of, plain_records
+from gpu_bench import Bench, Shape, both_ways, inputs_of, sample_of
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
@@ -25,8 +25,8 @@ _SMALL |= {"bwd_BLOCK_M2": 64, "bwd_BLOCK_N2": 64}
 
 def diagnose(bench: Bench, shape: Shape, length: int, part: dict[str, Any]) -> None:
     """A row for each variant, while time lasts; ``skipped`` names the others."""
-    plan = plan_for(plain_records(length), compile_rules([]), shape.spec(retrieved=False))
-    leaves = leaves_of(bench, shape, plan, bench.dtype)
+    plan = plan_for(sample_of(length), compile_rules([]), shape.spec(retrieved=False))
+    inputs = inputs_of(bench, shape, plan, bench.dtype)
     part |= {"length": length, "rows": [], "skipped": []}
     part["longest_column"] = longest_column(bench, shape, plan)
     for name, mask, options in variants(bench, plan):
@@ -37,8 +37,8 @@ def diagnose(bench: Bench, shape: Shape, length: int, part: dict[str, Any]) -> N
         try:
             row |= both_ways(
                 bench,
-                lambda *x: attend(*x, mask=mask, scale=shape.head_dim**-0.5, options=options),  # noqa: B023
-                leaves,
+                lambda: attend(inputs, mask, shape.head_dim**-0.5, options),  # noqa: B023
+                inputs,
             )
         except Exception as error:  # an option that this torch or this device does not take is an answer too
             row["refused"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"

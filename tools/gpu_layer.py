@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from gpu_bench import Bench, Shape, plain_records
+from gpu_bench import Bench, Shape, sample_of
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -57,7 +57,7 @@ def whole_layer(bench: Bench, shape: Shape, length: int, d_model: int, kernel: s
         engine = MegatronEngine(cfg, device)
         layer = engine.model.decoder.layers[0]
         angles = engine.model.rotary_pos_emb(length)
-        records = plain_records(length).to(bench.device)
+        records = sample_of(length).to(bench.device)
         x = torch.randn(length, 1, d_model, device=bench.device, dtype=bench.dtype, requires_grad=True)
         part["ours"] = timed(bench, layer, x, records, angles)
         layer.self_attention.core_attention = DenseFlash(kernel)

@@ -4,6 +4,7 @@ python tools/record.py fresh        clone HEAD, install, train the pilot, then n
 python tools/record.py grids        TP2, PP2, DP2, EP2 against one rank
 python tools/record.py resume       SIGKILL and resume
 python tools/record.py attention    our attention against Megatron's own; information flow
+python tools/record.py lengths      time, visited pairs and memory of attention by length, beside dense
 python tools/record.py context      context-parallel ranks: pairs and bytes beside ring attention, parity with one rank
 """
 
@@ -24,11 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from refractor_megatron.evaluation.evidence import commit, processor, record, table
+from refractor_megatron.telemetry.sinks.jsonl import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "outbox" / "benchmarks"
 #: What is measured; taken before the first record makes the tree dirty.
 COMMIT = commit()
+#: Said in every record.
+NOTE = "note: a shared machine: single times are upper bounds"
 
 #: name -> (title, what it shows, tests)
 TEST_RECORDS = {
@@ -59,8 +63,7 @@ def write(name: str, title: str, commands: Sequence[str], body: str, evidence: S
     """Write ``outbox/benchmarks/NAME.md``; ``evidence`` are links relative to it."""
     BENCHMARKS.mkdir(parents=True, exist_ok=True)
     path = BENCHMARKS / f"{name}.md"
-    machine = f"{processor()} (a shared machine: single times are upper bounds)"
-    path.write_text(record(title, COMMIT, machine, commands, evidence, body))
+    path.write_text(record(title, COMMIT, processor(), commands, evidence, body, [NOTE]))
     print(f"wrote {path}")
 
 
@@ -164,6 +167,12 @@ def record_context(length: int, steps: int) -> None:
     write("context_parallel", "Context parallelism beside ring attention", [command], body, ["context_parallel.json"])
 
 
+def record_lengths() -> None:
+    """``refractor bench attention`` with its defaults, which writes its own record."""
+    command = shlex.split("-m refractor_megatron.cli bench attention --out outbox/benchmarks/attention_cpu.md")
+    run([sys.executable, *command, "--note", NOTE.removeprefix("note: ")])
+
+
 def traffic_table(found: dict[str, Any]) -> str:
     """Pairs and bytes of every rank beside ring attention's."""
     rows = []
@@ -222,7 +231,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """What a run folder says of itself."""
     names = ("final", "baselines", "environment", "device", "samples")
     found = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
-    found["steps"] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found["steps"] = read_jsonl(folder / "metrics.jsonl")
     return found
 
 
@@ -274,12 +283,14 @@ def samples(run_data: dict[str, Any]) -> str:
 def main() -> int:
     """Parse and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["fresh", "grids", "resume", "attention", "context"])
+    parser.add_argument("what", choices=["fresh", "grids", "resume", "attention", "lengths", "context"])
     what = parser.parse_args().what
     if what == "fresh":
         record_fresh()
     elif what == "grids":
         record_grids(20)
+    elif what == "lengths":
+        record_lengths()
     elif what == "context":
         record_context(65536, 20)
     else:

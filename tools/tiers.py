@@ -16,13 +16,19 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tiers_report
-from record import COMMIT, ROOT, processor
+from record import COMMIT, ROOT
+
+from refractor_megatron.evaluation.evidence import processor
+from refractor_megatron.evaluation.report_plots import INK
+from refractor_megatron.telemetry.sinks.jsonl import read_jsonl
 
 #: Seconds between two lines of progress.
 STATUS_S = 60.0
@@ -30,10 +36,15 @@ STATUS_S = 60.0
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to attend. ``seed_shift`` trains the same model from another seed and another order of samples."""
+    """One way to attend: what the record and the picture call it, and its overrides.
+
+    ``seed_shift`` trains the same model from another seed and another order of samples.
+    """
 
     name: str
     title: str
+    label: str
+    color: str
     overrides: tuple[str, ...]
     seed_shift: int = 0
 
@@ -45,15 +56,17 @@ def arms_of(args: argparse.Namespace) -> dict[str, Arm]:
     pooled = (local, f"relation.global.block_size={block}", f"relation.global.summaries_per_block={summaries}")
     alone = (local, "relation.global.summaries_per_block=0")
     retrieval = ("relation.retrieval.enabled=true", f"relation.retrieval.sigma_min={args.sigma_min:g}")
+    again = f"the last {window} tokens, another seed: what chance alone does"
     with_summaries = f"the last {window} tokens, {summaries} summaries per block of {block} before them"
+    with_records = f"{with_summaries}, records of cosine {args.sigma_min:g} or more"
     return {
         arm.name: arm
         for arm in (
-            Arm("dense", "every earlier token of the document", ("relation=dense",)),
-            Arm("A", f"the last {window} tokens", alone),
-            Arm("A2", f"the last {window} tokens, another seed: what chance alone does", alone, seed_shift=1),
-            Arm("AB", with_summaries, pooled),
-            Arm("ABC", f"{with_summaries}, records of cosine {args.sigma_min:g} or more", (*pooled, *retrieval)),
+            Arm("dense", "every earlier token of the document", "dense", INK, ("relation=dense",)),
+            Arm("A", f"the last {window} tokens", "A: window", "#8a97a5", alone),
+            Arm("A2", again, "A2: window, other seed", "#c0a3c9", alone, seed_shift=1),
+            Arm("AB", with_summaries, "AB: with summaries", "#2458b3", pooled),
+            Arm("ABC", with_records, "ABC: and retrieved records", "#c2410c", (*pooled, *retrieval)),
         )
     }
 
@@ -155,9 +168,7 @@ def has_checkpoint(folder: Path, step: int) -> bool:
 
 def last_step(folder: Path) -> int:
     """Last step in the run's metrics, 0 where there is none."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    return max((int(record["step"]) for record in read_jsonl(folder / "metrics.jsonl")), default=0)
 
 
 def is_measured(plan: Plan, folder: Path) -> bool:
@@ -187,12 +198,26 @@ def run_all(plan: Plan, arms: list[Arm]) -> None:
     threading.Thread(target=watch, args=(plan, arms, stop), daemon=True).start()
     started = time.monotonic()
     try:
-        with ThreadPoolExecutor(plan.args.jobs) as pool:
-            for future in [pool.submit(train_and_measure, plan, arm) for arm in arms]:
-                future.result()
+        each(arms, lambda arm: train_and_measure(plan, arm), plan.args.jobs)
     finally:
         stop.set()
     print(f"all arms: {time.monotonic() - started:.0f} s")
+
+
+def each(arms: Sequence[Arm], work: Callable[[Arm], None], jobs: int) -> None:
+    """``work`` on every arm, ``jobs`` at a time. A failure is printed when it happens; the other arms still end."""
+    failed = []
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(work, arm): arm for arm in arms}
+        for future in as_completed(running):
+            error = future.exception()
+            if error is None:
+                continue
+            failed.append(running[future].name)
+            text = str(error) if isinstance(error, SystemExit) else "".join(traceback.format_exception(error))
+            print(f"arm {failed[-1]} failed: {text}", file=sys.stderr, flush=True)
+    if failed:
+        sys.exit(f"no record: {', '.join(failed)} failed; the same command goes on with what is left to do")
 
 
 def collect(plan: Plan, arms: list[Arm]) -> dict[str, Any]:
@@ -217,14 +242,16 @@ def collect(plan: Plan, arms: list[Arm]) -> dict[str, Any]:
 def read_arm(plan: Plan, arm: Arm) -> dict[str, Any]:
     """An arm's results from its run folder."""
     folder = plan.folder(arm)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = read_jsonl(folder / "metrics.jsonl")
     return {
         "title": arm.title,
+        "label": arm.label,
+        "color": arm.color,
         "command": shlex.join(plan.command(arm)),
         "position": json.loads((folder / "position.json").read_text()),
-        "tokens": lines[-1]["tokens_seen"],
-        "seconds": sum(line["step_ms"] for line in lines) / 1e3,
-        "tokens_per_s": sorted(line["tokens_per_s"] for line in lines)[len(lines) // 2],
+        "tokens": steps[-1]["tokens_seen"],
+        "seconds": sum(step["step_ms"] for step in steps) / 1e3,
+        "tokens_per_s": sorted(step["tokens_per_s"] for step in steps)[len(steps) // 2],
     }
 
 

@@ -16,7 +16,6 @@ class Reading:
 
     part_bytes: int = PART_BYTES
     counts: Counter[str] = field(default_factory=Counter)
-    unknown_tags: Counter[str] = field(default_factory=Counter)
 
     def text(self, data: bytes) -> None:
         """Counts a document whose bytes are not UTF-8 (they are kept as they are)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +16,7 @@ from data_pipeline.sources.compressed import errors as stream_errors
 from data_pipeline.sources.compressed import open_stream
 from data_pipeline.sources.fingerprint import Fingerprints
 from data_pipeline.sources.messages import conversation
+from data_pipeline.sources.strict_json import parse_json
 from refractor_megatron.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
@@ -111,15 +111,10 @@ def _read_jsonl(path: Path, reading: Reading) -> Iterator[Document]:
 
 
 def _parse(line: bytes, where: str) -> Any:
-    import orjson
-
     try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError:
-        try:
-            return json.loads(line)  # accepts lone surrogates, which orjson refuses
-        except ValueError as error:
-            raise DataError(f"{where}: not valid JSON ({error}); correct or remove the line.") from error
+        return parse_json(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not valid JSON ({error}); correct or remove the line.") from error
 
 
 def _entry(entry: Any, where: str, reading: Reading) -> Iterator[Document]:
@@ -129,7 +124,7 @@ def _entry(entry: Any, where: str, reading: Reading) -> Iterator[Document]:
         raise DataError(f"{where}: an entry needs either a text or a messages field; correct or remove it.")
     provenance = provenance_of(entry, where)
     if fields == ["messages"]:
-        document = replace(conversation(entry["messages"], where, reading), provenance=provenance)
+        document = replace(conversation(entry["messages"], where), provenance=provenance)
         reading.text(b"".join(part.data for part in document.parts))
         yield document
         return

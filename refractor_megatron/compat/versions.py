@@ -41,7 +41,6 @@ LIBRARIES = (
     "psutil",
     "pyarrow",
     "zstandard",
-    "orjson",
     "selectolax",
 )
 
@@ -226,12 +225,12 @@ def probe_deepspeed() -> Capability:
 
 
 def probe_triton() -> Capability:
-    """Triton, which compiled GPU kernels need."""
+    """Triton, which FlexAttention's kernels are written in."""
     return _package(
         "triton",
         "triton",
         ("3.2", None),
-        "compiled GPU kernels, which nothing here uses yet",
+        "the compiled attention kernels of a GPU (relation.backend=flex)",
         "on a GPU machine: pip install -e '.[gpu]'",
     )
 

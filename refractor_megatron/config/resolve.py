@@ -165,6 +165,9 @@ def _parse(text: str) -> Override:
     if override.type == OverrideType.DEL:
         raise ConfigError(f"{where}: keys cannot be removed; leave the override out to keep the preset's value.")
     if override.type == OverrideType.ADD:
+        key = override.key_or_group
+        if key not in schema() and key not in sections() and key not in groups():
+            raise unknown_key(key, where)
         raise ConfigError(f"{where}: there are no keys to add; write {text.lstrip('+')}.")
     if override.package is not None:
         raise ConfigError(f"{where}: a group cannot move to another place; write {override.key_or_group}=CHOICE.")

@@ -22,12 +22,24 @@ from refractor_megatron.distinction.rules import (
     BoolTable,
     CompiledRules,
     compile_rules,
+    rule_table,
     type_name,
 )
 from refractor_megatron.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+
+class LeakError(ConfigError):
+    """Text passes a SAFETY_SCOPE rule over several layers.
+
+    rules: names of the rules that forbid the flow directly. complaint: the sentence after the subject.
+    """
+
+    def __init__(self, rules: tuple[str, ...], complaint: str) -> None:
+        self.rules, self.complaint = rules, complaint
+        super().__init__(f"safety.masks {complaint}")
 
 
 @dataclass(frozen=True)
@@ -81,17 +93,27 @@ def compile_checked(
 def check_closure(rules: CompiledRules) -> list[Flow]:
     """Refuses a leaking rule set and returns the other indirect flows.
 
-    Errors: ``ConfigError`` when the closure contains a pair that a rule naming SAFETY_SCOPE forbids directly.
+    Errors: ``LeakError`` when the closure contains a pair that a rule naming SAFETY_SCOPE forbids directly.
     """
     leaks = transitive_closure(rules.table) & rules.safety_forbidden
     if leaks.any():
         query, key = (int(x) for x in min(np.argwhere(leaks).tolist(), key=lambda pair: _simplicity(*pair)))
         flow = _flow(rules, query, key)
-        names = [rule.name for rule in rules.rules if MaskBit.SAFETY_SCOPE.name in rule.bits]
-        raise ConfigError(
-            f"safety.masks leaks across SAFETY_SCOPE: rule {' or '.join(map(repr, names))} forbids {flow.query} "
-            f"to read {flow.key}, but over several layers it flows {' -> '.join(flow.path)}; tighten the rule's "
-            f"allow_write_to or forbid a step of that path."
+        scoped = [rule for rule in rules.rules if MaskBit.SAFETY_SCOPE.name in rule.bits]
+        guilty = [rule for rule in scoped if not rule_table(rule, rules.roles)[0][query, key]]
+        names = tuple(rule.name for rule in guilty)
+        if all(rule.role is not None for rule in guilty):
+            way_out = (
+                "a scope rule that names a role leaves the scope's other roles free to carry its text out: drop the "
+                "role, or add a rule on the bit alone"
+            )
+        else:
+            way_out = "tighten the rule's allow_write_to or forbid a step of that path"
+        raise LeakError(
+            names,
+            f"leaks across SAFETY_SCOPE: rule {' or '.join(map(repr, names))} forbids {flow.query} to read "
+            f"{flow.key}, but over several layers it flows {' -> '.join(flow.path)}; "
+            f"{way_out}.",
         )
     return indirect_flows(rules)
 
@@ -124,13 +146,3 @@ def _shortest_path(table: npt.NDArray[np.bool_], query: int, key: int) -> list[i
     while path[-1] != key:
         path.append(came_from[path[-1]])
     return path[::-1]
-
-
-def flow_table(rules: CompiledRules) -> dict[str, Any]:
-    """Flows as plain data: ``types`` (T names), ``direct`` and ``closure`` (bool lists, [query][key])."""
-    names = [type_name(t, rules.roles) for t in range(rules.types)]
-    return {
-        "types": names,
-        "direct": rules.table.tolist(),
-        "closure": transitive_closure(rules.table).tolist(),
-    }

@@ -37,8 +37,10 @@ def describe(rules: CompiledRules, every_scope: bool = False) -> str:
 
 
 def _roles(rules: CompiledRules) -> str:
-    shared = ", ".join(rules.shared_roles) or "none"
-    return f"roles   {', '.join(rules.roles)}\nshared  {shared} (readable from every segment of a document)"
+    shared = f"{', '.join(rules.shared_roles)} (readable from every segment of a document)"
+    if not rules.shared_roles:
+        shared = "none (a segment reads nothing of another one)"
+    return f"roles   {', '.join(rules.roles)}\nshared  {shared}"
 
 
 def _rule_table(rules: Sequence[Rule]) -> str:
@@ -114,20 +116,29 @@ class _View:
             "   ".join([name.ljust(width), *(cell.ljust(block) for cell in cells)]).rstrip() for name, cells in rows
         ]
         legend = f"{DIRECT} reads directly   {INDIRECT} only through other tokens, over several layers   {NEVER} never"
+        legend += " (but a token always reads itself)"
         if self.leaks.any():
             legend += f"\n{LEAK} over several layers, though a rule on SAFETY_SCOPE forbids it"
         if self.left_out:
-            more = f"{self.left_out} more combination{'s' if self.left_out > 1 else ''}"
-            legend += f"\n{more} of scope bits, judged as well, with --all"
+            more = "combinations of scope bits were" if self.left_out > 1 else "combination of scope bits was"
+            legend += f"\n{self.left_out} more {more} judged too; --all shows them"
         return "\n".join([*lines, "", legend])
 
     def flow_lines(self) -> str:
         """One line for each way by which information passes from types to others that may not read them."""
-        readers: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        ways: dict[bool, dict[tuple[int, tuple[str, ...]], list[int]]] = {True: {}, False: {}}
         for (query, key), flow in self._simplest().items():
-            readers.setdefault((key, flow.path[1:-1]), []).append(query)
-        if not readers:
-            return "No indirect flows: what reaches a token over several layers, it may also read."
+            leak = bool(self.leaks[self.groups[query][0], self.groups[key][0]])
+            ways[leak].setdefault((key, flow.path[1:-1]), []).append(query)
+        blocks = []
+        if ways[True]:
+            blocks.append(self._lines("Leaks past SAFETY_SCOPE, over several layers along these reads:", ways[True]))
+        if ways[False]:
+            blocks.append(self._lines("Indirect flows, over several layers along these reads:", ways[False]))
+        return "\n\n".join(blocks) or "No indirect flows: what reaches a token over several layers, it may also read."
+
+    def _lines(self, heading: str, readers: dict[tuple[int, tuple[str, ...]], list[int]]) -> str:
+        """A heading and a line for each way; sources that reach the same readers by the same way share a line."""
         sources: dict[tuple[tuple[str, ...], tuple[int, ...]], list[int]] = {}
         for (key, via), queries in readers.items():
             sources.setdefault((via, tuple(queries)), []).append(key)
@@ -135,7 +146,7 @@ class _View:
             "  " + " -> ".join([self._label(keys), *(name.replace("+", " +", 1) for name in via), self._label(queries)])
             for (via, queries), keys in sources.items()
         ]
-        return "\n".join(["Indirect flows, over several layers along these reads:", *text])
+        return "\n".join([heading, *text])
 
     def _behaviours(self) -> dict[int, list[int]]:
         """Shown types by behaviour: equal rows and columns in table and closure."""

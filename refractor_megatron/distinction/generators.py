@@ -1,13 +1,28 @@
-"""Random rules and records for tests, probes and benchmarks: every mask feature at once, from a seed."""
+"""Rules and records for tests, probes and benchmarks: random, every mask feature at once, or plain documents."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from refractor_megatron.distinction.roles import ROLES, SCOPE_BITS
+from refractor_megatron.distinction.roles import DOCUMENT_ROLE, ROLE_ID, ROLES, SCOPE_BITS
+
+
+def plain_records(length: int, fan_in: int = 0, documents: Sequence[int] | None = None) -> npt.NDArray[np.int32]:
+    """int32 [length, 4 + fan_in]: plain documents side by side, every token with the retrieved records 0 to fan_in - 1.
+
+    documents: their lengths, which add up to ``length``; one document where none are given.
+    """
+    sizes = [length] if documents is None else documents
+    assert sum(sizes) == length, (sum(sizes), length)
+    records = np.zeros((length, 4 + fan_in), dtype=np.int32)
+    records[:, 0] = np.repeat(np.arange(len(sizes)), sizes)
+    records[:, 2] = ROLE_ID[DOCUMENT_ROLE]
+    records[:, 4:] = np.arange(fan_in)
+    return records
 
 
 def random_records(
@@ -37,6 +52,8 @@ def random_rules(rng: np.random.Generator, most: int = 4, causal: bool = False) 
         for field in ("allow_read_from", "allow_write_to"):
             if rng.random() < 0.5:
                 rule[field] = [role for role in ROLES if rng.random() < 0.6]
+        if rule["causal"] and len(rule) == 3:  # a rule must restrict something
+            rule["allow_read_from"] = list(ROLES)
         rules.append(rule)
     return rules
 

@@ -55,10 +55,6 @@ class Rows:
         """Number of edges."""
         return int((self.hi - self.lo).sum())
 
-    def per_row(self, rows: int) -> IntArray:
-        """Number of edges of each of ``rows`` rows."""
-        return np.bincount(self.row, weights=self.hi - self.lo, minlength=rows).astype(np.int64)
-
     def scaled(self, factor: int) -> Rows:
         """Every key stands for ``factor`` consecutive keys."""
         return self if factor == 1 else Rows(self.row, self.lo * factor, self.hi * factor)
@@ -95,7 +91,8 @@ class Intervals:
     """Legal keys of every query row of one sample, by runs.
 
     length: L; pattern: geometry of the local tier.
-    run_lo, run_hi: int64 [R] bounds of the query runs; run_self: bool [R], the run's tokens may read each other.
+    run_lo, run_hi: int64 [R] bounds of the query runs; padding: bool [R], the run belongs to no document; run_self:
+    bool [R], the run's tokens may read each other.
     past, future: per run (``row`` = run index) the merged runs legal before and after a query.
     """
 
@@ -118,7 +115,7 @@ class Intervals:
             parts.append((q, np.maximum(lo, q + 1), np.minimum(hi, q + self.pattern.after(self.length))))
         alone = np.flatnonzero(~self.run_self & ~self.padding)
         if len(alone):
-            q = _ranges(self.run_lo[alone], self.run_hi[alone])
+            q = spans(self.run_lo[alone], (self.run_hi - self.run_lo)[alone])
             parts.append((q, q, q + 1))
         row, lo, hi = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         keep = hi > lo
@@ -166,6 +163,7 @@ def compile_intervals(records: Records, rules: CompiledRules, pattern: LocalPatt
 
 def run_keys(records: Records, rules: CompiledRules) -> IntArray:
     """int64 [R, 4] = (first token, document, segment, type class) of each run; equal keys mean equal masks."""
+    assert len(records), "a mask needs at least one token, and these records hold none"
     role = records[:, 2]
     assert role.min() >= 0 and role.max() < len(rules.roles), f"roles {role.min()}..{role.max()} of {len(rules.roles)}"
     fields = np.empty((len(records), 3), dtype=np.int64)
@@ -208,12 +206,17 @@ def _legal_runs(
 
 def _merged_runs(legal: BoolTable, first_row: int, run_lo: IntArray, run_hi: IntArray) -> Rows:
     """Neighbouring legal runs of each row become one interval."""
-    padded = np.zeros((legal.shape[0], legal.shape[1] + 2), dtype=np.int8)
-    padded[:, 1:-1] = legal
+    row, start, stop = stretches(legal)
+    return Rows(row + first_row, run_lo[start], run_hi[stop - 1])
+
+
+def stretches(table: BoolTable) -> tuple[IntArray, IntArray, IntArray]:
+    """-> (row, start, stop) of each maximal stretch [start, stop) of True in the rows of a table, in their order."""
+    padded = np.zeros((table.shape[0], table.shape[1] + 2), dtype=np.int8)
+    padded[:, 1:-1] = table
     step = np.diff(padded, axis=1)
     row, start = np.nonzero(step == 1)
-    _, stop = np.nonzero(step == -1)
-    return Rows(row + first_row, run_lo[start], run_hi[stop - 1])
+    return row, start, np.nonzero(step == -1)[1]
 
 
 def concatenated(parts: list[Rows]) -> Rows:
@@ -224,19 +227,18 @@ def concatenated(parts: list[Rows]) -> Rows:
     return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("row", "lo", "hi")))
 
 
-def _ranges(lo: IntArray, hi: IntArray) -> IntArray:
-    """Concatenation of arange(lo_i, hi_i)."""
-    size = hi - lo
-    offset: IntArray = np.repeat(lo - np.append(0, np.cumsum(size)[:-1]), size)
+def spans(first: IntArray, count: IntArray) -> IntArray:
+    """Concatenation of arange(first_i, first_i + count_i)."""
+    offset: IntArray = np.repeat(first - np.cumsum(count) + count, count)
     offset += np.arange(len(offset))
     return offset
 
 
 def expanded(runs: Rows, run_lo: IntArray, run_hi: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     """One (query, lo, hi) for each query of each (run, interval) pair whose interval starts before the run ends."""
-    first, last = run_lo[runs.row], run_hi[runs.row]
-    size = last - first
-    return _ranges(first, last), np.repeat(runs.lo, size), np.repeat(runs.hi, size)
+    first = run_lo[runs.row]
+    size = run_hi[runs.row] - first
+    return spans(first, size), np.repeat(runs.lo, size), np.repeat(runs.hi, size)
 
 
 def merged(row: IntArray, lo: IntArray, hi: IntArray) -> Rows:

@@ -71,10 +71,9 @@ def dense_block_mask(
 
 
 def mask_mod(records: torch.Tensor, rules: CompiledRules, pattern: LocalPattern) -> MaskMod:
-    """Closure ``(q_idx, k_idx) -> bool`` over integer tensors of any broadcastable shapes; captures only tensors
-    and the pattern's numbers.
+    """Closure ``(q_idx, k_idx) -> bool`` over integer tensors of any broadcastable shapes.
 
-    The form that compiled block-sparse kernels take for their partial tiles.
+    The audit judges single edges with it. Kernels do not: they take forms that follow the intervals.
     """
     document, segment, role, bits = (column.contiguous() for column in records[:, :4].long().unbind(1))
     kind = role * SCOPES

@@ -30,7 +30,11 @@ PatternKind = Literal["sliding", "dilated", "block", "hybrid"]
 
 @dataclass(frozen=True)
 class LocalPattern:
-    """Geometry of the local tier. ``window=None`` reads the whole prefix (sliding only)."""
+    """Geometry of the local tier. ``window=None`` reads the whole prefix (sliding only).
+
+    window, unit, stride: in tokens; dilation: every how many-th unit is read. unit and dilation matter to ``dilated``
+    and ``hybrid``, stride to ``sliding``.
+    """
 
     kind: PatternKind = "sliding"
     window: int | None = None

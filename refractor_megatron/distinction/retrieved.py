@@ -13,13 +13,14 @@ Ids travel in columns 4.. of the records: those of chunk u stand in its tokens' 
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from refractor_megatron.distinction.intervals import Intervals, Rows, expanded, merged
+from refractor_megatron.distinction.intervals import Intervals, Rows, expanded, merged, stretches
 from refractor_megatron.distinction.lowerings import dense_legal
 from refractor_megatron.distinction.roles import (
     CALLING_ROLE,
@@ -35,6 +36,27 @@ from refractor_megatron.distinction.rules import SCOPES, BoolTable, CompiledRule
 _NONE = 4
 
 
+def retrieved_type(rules: CompiledRules) -> int:
+    """Token type of every retrieved record: ``data`` in RET_SCOPE."""
+    return rules.roles.index(RETRIEVED_ROLE) * SCOPES + (1 << SCOPE_BITS.index(MaskBit.RET_SCOPE))
+
+
+def may_read(rules: CompiledRules, role: int, bits: int, policy: int | None) -> bool:
+    """The definition: a token of this role and mask bits may read a record of this policy; None stands for no record.
+
+    ``policy_table`` is the same for all types at once.
+    """
+    if policy is None:
+        return False
+    name = rules.roles[role]
+    if not policy & RecordPolicy.ALLOW_TOOLS and (name == CALLING_ROLE or bits & MaskBit.TOOL_SCOPE):
+        return False
+    if not policy & RecordPolicy.ALLOW_COPY and name in WRITING_ROLES:
+        return False
+    scope = sum(1 << i for i, bit in enumerate(SCOPE_BITS) if bits & bit)
+    return bool(rules.table[role * SCOPES + scope, retrieved_type(rules)])
+
+
 def policy_table(rules: CompiledRules) -> BoolTable:
     """bool [T, 5]: a query of this type may read a record of this policy; the last column, no record, is False."""
     types = np.arange(rules.types)
@@ -42,7 +64,6 @@ def policy_table(rules: CompiledRules) -> BoolTable:
     in_tool_scope = (scope >> SCOPE_BITS.index(MaskBit.TOOL_SCOPE) & 1).astype(np.bool_)
     calls = in_tool_scope | (role == rules.roles.index(CALLING_ROLE))
     writes = np.isin(role, [rules.roles.index(name) for name in WRITING_ROLES])
-    kind = rules.roles.index(RETRIEVED_ROLE) * SCOPES + (1 << SCOPE_BITS.index(MaskBit.RET_SCOPE))
     table = np.zeros((rules.types, _NONE + 1), dtype=np.bool_)
     for policy in range(_NONE):
         hidden = np.zeros_like(calls)
@@ -50,7 +71,7 @@ def policy_table(rules: CompiledRules) -> BoolTable:
             hidden |= calls
         if not policy & RecordPolicy.ALLOW_COPY:
             hidden |= writes
-        table[:, policy] = rules.table[:, kind] & ~hidden
+        table[:, policy] = rules.table[:, retrieved_type(rules)] & ~hidden
     return table
 
 
@@ -88,11 +109,7 @@ def retrieved_rows(
     number = start // chunk
     asked = intervals.wholly_legal(run, (number - 1) * chunk, number * chunk) & (number > 0)
     legal = table[token_types(records[start])[:, None], codes[number]] & asked[:, None]
-    padded = np.zeros((len(start), fan_in + 2), dtype=np.int8)
-    padded[:, 1:-1] = legal
-    step = np.diff(padded, axis=1)
-    piece, first = np.nonzero(step == 1)
-    _, last = np.nonzero(step == -1)
+    piece, first, last = stretches(legal)
     offset = number[piece] * fan_in
     q, lo, hi = expanded(Rows(piece, first + offset, last + offset), start, stop)
     return merged(q, lo, hi)
@@ -102,26 +119,14 @@ def dense_retrieved_mask(
     records: torch.Tensor, rules: CompiledRules, chunk: int, policies: npt.NDArray[np.uint8]
 ) -> torch.Tensor:
     """bool [L, chunks * fan_in] from the definition, elementwise over queries and chunks (the oracle)."""
-    legal = dense_legal(records, rules)
+    legal = dense_legal(records, rules).cpu()
     length, fan_in = records.shape[0], records.shape[1] - 4
-    kinds = torch.from_numpy(token_types(records[:, :4].cpu().numpy())).long()
+    readable = cache(partial(may_read, rules))
     out = torch.zeros(length, -(-length // chunk), fan_in, dtype=torch.bool)
-    roles, names = kinds // SCOPES, rules.roles
-    found = names.index(RETRIEVED_ROLE) * SCOPES + (1 << SCOPE_BITS.index(MaskBit.RET_SCOPE))
-    may_read = torch.tensor(rules.table)[kinds, found]
-    tool_bit = (kinds % SCOPES) >> SCOPE_BITS.index(MaskBit.TOOL_SCOPE) & 1
-    for u in range(1, out.shape[1]):
-        readers = slice(u * chunk, min((u + 1) * chunk, length))
-        asked = legal[readers, (u - 1) * chunk : u * chunk].all(1).cpu()
-        for r in range(fan_in):
-            number = int(records[u * chunk, 4 + r])
-            if number < 0:
-                continue
-            visible = asked & may_read[readers]
-            if not policies[number] & RecordPolicy.ALLOW_TOOLS:
-                visible = visible & (roles[readers] != names.index(CALLING_ROLE)) & (tool_bit[readers] == 0)
-            if not policies[number] & RecordPolicy.ALLOW_COPY:
-                for name in WRITING_ROLES:
-                    visible = visible & (roles[readers] != names.index(name))
-            out[readers, u, r] = visible
+    for q, (_, _, role, bits, *_) in enumerate(records.tolist()):
+        u = q // chunk
+        if u == 0 or not legal[q, (u - 1) * chunk : u * chunk].all():
+            continue
+        found = records[u * chunk, 4:].tolist()
+        out[q, u] = torch.tensor([readable(role, bits, int(policies[n]) if n >= 0 else None) for n in found])
     return out.reshape(length, -1).to(records.device)

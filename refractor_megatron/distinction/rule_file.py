@@ -1,7 +1,8 @@
 """A file of mask rules: YAML with the place of every value, so that each mistake names file, line and column.
 
 The file is a list of rules (the value of ``safety.masks``), or a mapping ``{roles, shared_roles, rules}``: ``roles``
-are appended to the standard ones, ``shared_roles`` replace ``[system]``. What a rule may say is judged by ``rules``
+are appended to the standard ones, ``shared_roles`` replace ``[system]``. Or it is a configuration, of which
+``safety.masks`` is read and nothing else. What a rule may say is judged by ``rules``
 alone; this module reads the file and turns the path of a ``RuleError`` into a place. Imports no torch.
 """
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refractor_megatron.distinction.closure import Flow, check_closure
+from refractor_megatron.distinction.closure import Flow, LeakError, check_closure
 from refractor_megatron.distinction.contradictions import contradictions
 from refractor_megatron.distinction.roles import ROLES
 from refractor_megatron.distinction.rules import (
@@ -34,6 +35,8 @@ _FIELDS = ("roles", "shared_roles", "rules")
 _ROLE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 #: Roles are stored as uint8.
 _MOST_ROLES = 256
+#: Values of a file, aliases written out: bounds what a few lines of aliases of aliases can unfold to.
+_MOST_VALUES = 100_000
 _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
@@ -52,10 +55,8 @@ class RuleFile:
         """
         try:
             return check_closure(self.compiled)
-        except ConfigError as error:
-            scoped = [rule.name for rule in self.compiled.rules if "SAFETY_SCOPE" in rule.bits]
-            complaint = str(error).removeprefix("safety.masks ")
-            raise ConfigError(f"{self._place(scoped[0])}: the rule set {complaint}") from None
+        except LeakError as error:
+            raise ConfigError(f"{self._place(error.rules[0])}: the rule set {error.complaint}") from None
 
     def _place(self, rule: str, *path: int | str) -> str:
         """file:line:column of a rule, or of a value in it."""
@@ -72,27 +73,32 @@ def read_rules(path: Path) -> RuleFile:
     two rules of one name, and rules that contradict each other.
     """
     tree = _Tree.read(path)
-    base: RulePath = ("rules",) if isinstance(tree.data, dict) else ()
+    base: RulePath = ()
     roles, shared = ROLES, SHARED_ROLES
-    if base:
+    if isinstance(tree.data, dict) and "safety" in tree.data:
+        base = tree.configured_rules()
+    elif isinstance(tree.data, dict):
+        base = ("rules",)
         tree.known_fields()
         roles = _extended_roles(tree)
         shared = _shared_roles(tree, roles)
     elif not isinstance(tree.data, list):
-        raise tree.error((), f"a rules file is a list of rules or a mapping with {', '.join(_FIELDS)}.")
+        raise tree.error(
+            (), f"a rules file is a list of rules, a mapping with {', '.join(_FIELDS)}, or a configuration."
+        )
     try:
         file = RuleFile(compile_rules(tree.at(base), roles, shared), tree, base)
     except RuleError as error:
-        raise tree.error((*base, *error.path), f"{_subject(error)} {error.complaint}", error.of_key) from None
+        raise tree.error((*base, *error.path), f"{_subject(error, base)} {error.complaint}", error.of_key) from None
     for found in contradictions(file.compiled):
         raise ConfigError(f"{file._place(found.rule, *found.path)}: {found.sentence}")
     return file
 
 
-def _subject(error: RuleError) -> str:
+def _subject(error: RuleError, base: RulePath) -> str:
     if error.rule is not None:
         return f"rule {error.rule!r}"
-    return f"rule {int(error.path[0]) + 1}" if error.path else "the value of rules"
+    return f"rule {int(error.path[0]) + 1}" if error.path else f"the value of {'.'.join(map(str, base)) or 'rules'}"
 
 
 def _extended_roles(tree: _Tree) -> tuple[str, ...]:
@@ -173,6 +179,15 @@ class _Tree:
     def error(self, path: RulePath, sentence: str, of_key: bool = False) -> ConfigError:
         return ConfigError(f"{self.place(path, of_key)}: {sentence}")
 
+    def configured_rules(self) -> RulePath:
+        """The way to ``safety.masks`` of a configuration."""
+        path: RulePath = ("safety", "masks")
+        if not isinstance(self.data["safety"], dict) or "masks" not in self.data["safety"]:
+            raise self.error(
+                path[:1], "the configuration sets no safety.masks, so its preset's rules hold; check --preset NAME."
+            )
+        return path
+
     def known_fields(self) -> None:
         for field in self.data:
             if field not in _FIELDS:
@@ -189,6 +204,10 @@ class _Tree:
         import yaml
 
         self._values[path] = node.start_mark
+        if len(self._values) > _MOST_VALUES:
+            raise self.error(
+                path, f"the file holds more than {_MOST_VALUES:,} values, aliases written out; shorten it."
+            )
         if isinstance(node, yaml.ScalarNode):
             return loader.construct_object(node)
         if node.tag not in _PLAIN_TAGS:
@@ -239,6 +258,8 @@ class _Tree:
 
         try:
             yield
+        except RecursionError:
+            raise ConfigError(f"{self.path}: values are nested too deeply; a rules file needs five levels.") from None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             assert mark is not None, error

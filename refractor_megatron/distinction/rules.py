@@ -7,7 +7,7 @@ Rules compile to ``table[type_q, type_k]``; an edge q <- k within a sample is le
 * CAUSAL: ``k <= q``, relaxed where a ``causal: false`` rule matches both tokens and they share a segment;
 * SEGMENT: both are in the same segment, or the key's role is shared (``system``);
 * ``table[type_q, type_k]``: the key's role is in ``allow_read_from`` of every rule that matches q, and the query's
-  role is in ``allow_write_to`` of every rule that matches k. A missing list restricts nothing.
+  role is in ``allow_write_to`` of every rule that matches k. A missing list restricts nothing, a blank one is an error.
 
 A token always reads itself. A rule whose ``when`` names bits describes a *scope*: its lists govern the edges that
 cross the scope's boundary, and edges between two tokens that both carry all of its bits are inside the scope and free
@@ -39,7 +39,12 @@ SHARED_ROLES: tuple[str, ...] = ("system",)
 #: Scope buckets per role: every subset of ``SCOPE_BITS``.
 SCOPES = 1 << len(SCOPE_BITS)
 
+#: Rules of a set: far beyond what a person can oversee, and judged in about a second.
+MOST_RULES = 1000
+
 _FIELDS = ("name", "when", "allow_read_from", "allow_write_to", "causal")
+#: The fields that restrict who reads whom.
+LISTS = ("allow_read_from", "allow_write_to")
 _WHEN_FIELDS = ("role", "bits")
 
 
@@ -161,6 +166,8 @@ def compile_rules(
     for role in shared_roles:
         if role not in role_names:
             raise ConfigError(f"shared role {role!r} is not among the roles {', '.join(role_names)}.")
+    if len(rules) > MOST_RULES:
+        raise RuleError(None, (), f"holds {len(rules)} rules; at most {MOST_RULES} are possible.")
     parsed: dict[str, Rule] = {}
     for index, raw in enumerate(rules):
         rule = _parse(index, raw, role_names)
@@ -177,20 +184,18 @@ def _parse(index: int, raw: object, roles: tuple[str, ...]) -> Rule:
     name = raw.get("name")
     if not isinstance(name, str) or not name.strip():
         raise RuleError(None, (index, "name"), f"field name must be a non-empty string, not {name!r}.")
+    if not name.isprintable():
+        raise RuleError(None, (index, "name"), f"field name must be one line of printable characters, not {name!a}.")
     at = _Place(name, (index,))
     at.known_fields(raw, _FIELDS)
     role, bits = _parse_when(at.inside("when"), raw.get("when"), roles)
     causal = raw.get("causal", True)
     if not isinstance(causal, bool):
         raise at.inside("causal").error(f"must be true or false, not {causal!r}.")
-    return Rule(
-        name=name,
-        role=role,
-        bits=bits,
-        allow_read_from=_role_list(at.inside("allow_read_from"), raw.get("allow_read_from"), roles),
-        allow_write_to=_role_list(at.inside("allow_write_to"), raw.get("allow_write_to"), roles),
-        causal=causal,
-    )
+    readable, readers = (_role_list(at.inside(field), raw, field, roles) for field in LISTS)
+    if causal and readable is None and readers is None:
+        raise at.error(f"restricts nothing; give it {' or '.join(LISTS)}, [] for nobody, or remove the rule.")
+    return Rule(name, role, bits, readable, readers, causal)
 
 
 @dataclass(frozen=True)
@@ -223,11 +228,11 @@ def _parse_when(at: _Place, when: object, roles: tuple[str, ...]) -> tuple[str |
         raise at.error(f"must name a role, bits or both, e.g. {{role: tool}}, not {when!r}.")
     at.known_fields(when, _WHEN_FIELDS)
     role = when.get("role")
-    if role is not None:
+    if "role" in when:
         at.inside("role").known_name(role, roles, "role")
-    bits = when.get("bits")
-    if bits is None:
-        bits = ()
+    bits = when.get("bits", ())
+    if "bits" not in when:
+        pass
     elif isinstance(bits, str) or not isinstance(bits, Sequence) or not bits:
         raise at.inside("bits").error(f"must be a non-empty list of scope bits, not {bits!r}.")
     names = tuple(str(bit.name) for bit in SCOPE_BITS)
@@ -238,14 +243,15 @@ def _parse_when(at: _Place, when: object, roles: tuple[str, ...]) -> tuple[str |
                 f"names {bit}, which acts on positions and segments and cannot select tokens; use {', '.join(names)}."
             )
         place.known_name(bit, names, "scope bit")
-    if role is None and not bits:
-        raise at.error("must name a role, bits or both.")
     return role, tuple(sorted(set(bits)))
 
 
-def _role_list(at: _Place, value: object, roles: tuple[str, ...]) -> tuple[str, ...] | None:
-    if value is None:
+def _role_list(at: _Place, rule: Mapping[Any, Any], field: str, roles: tuple[str, ...]) -> tuple[str, ...] | None:
+    if field not in rule:
         return None
+    value = rule[field]
+    if value is None:  # blank could mean anyone or nobody: a safety rule must not guess
+        raise at.error("is blank; write [] for nobody, or leave the field out to restrict nothing.")
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise at.error(f"must be a list of roles, not {value!r}.")
     for i, role in enumerate(value):

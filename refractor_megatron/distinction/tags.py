@@ -17,11 +17,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal
 
 from refractor_megatron.distinction.roles import ROLES, MaskBit
 from refractor_megatron.errors import DataError
 
+_CATEGORIES = ("tool", "safety", "retrieval", "segment", "role")
 _TAG = re.compile(r"<([a-z]+):([^<>:\s]+)>")
 UNKNOWN_PROTOCOL_TAG = "UNKNOWN_PROTOCOL_TAG"
 
@@ -91,10 +93,7 @@ def read_tags(
                 )
             name = _known_role(identifier, where, roles)
         elif unknown == "error":
-            raise DataError(
-                f"{where}: {UNKNOWN_PROTOCOL_TAG} {tag!r}; known are <tool:NAME>, <safety:restricted>, "
-                "<retrieval:context>, <segment:NAME> and <role:ROLE>."
-            )
+            raise DataError(f"{where}: {UNKNOWN_PROTOCOL_TAG} {tag!a}; {_nearest_tag(tag)}.")
         else:
             warnings.append(TagWarning(UNKNOWN_PROTOCOL_TAG, tag, index))
     return TokenHint(name, int(bits), tuple(tools), MaskBit.SEGMENT in bits, tuple(warnings))
@@ -104,3 +103,14 @@ def _known_role(role: object, where: str, roles: Sequence[str]) -> str:
     if not isinstance(role, str) or role not in roles:
         raise DataError(f"{where}: unknown role {role!r}; the roles are {', '.join(roles)}.")
     return role
+
+
+def _nearest_tag(tag: str) -> str:
+    """The known tag that an unknown one is likely to mean, or the list of all."""
+    category, _, identifier = tag.strip(" <>").partition(":")
+    close = get_close_matches(category.lower(), _CATEGORIES, n=1)
+    if not close:
+        return "known are <tool:NAME>, <safety:restricted>, <retrieval:context>, <segment:NAME> and <role:ROLE>"
+    only = {"safety": "restricted", "retrieval": "context"}
+    meant = only.get(close[0]) or re.sub(r"[<>:\s]+", "_", identifier.strip()) or "NAME"
+    return f"did you mean {f'<{close[0]}:{meant}>'!a}"

@@ -28,7 +28,7 @@ from ..compat.megatron import (
 from ..config.schema import RunConfig
 from ..distinction.closure import compile_checked
 from ..distinction.rules import CompiledRules
-from ..fabric.backends import resolve
+from ..fabric.backends import AttentionInputs, resolve
 from ..fabric.context_parallel import local_shard, part_of
 from ..fabric.retrieval import RetrievalBank
 from ..transformation.assemble_gpt import Grid, RouterPlan, assemble, transformer_config
@@ -112,7 +112,7 @@ class MegatronEngine:
         self.config = transformer_config(self.plan, router, self.grid, bf16=bf16, recompute=cfg.train.recompute)
         self.rules_enforced = not stock_attention
         rules = None if stock_attention else self.rules
-        core = assemble(self.plan, router, rules, self.config, self.seq_len, bank, self.seed)
+        core = assemble(self.plan, router, rules, self.config, self.seq_len, bank)
         initialise(core, self.plan, self.seed)
         self.model = core.to(device)
         self._prove_backend()
@@ -132,7 +132,8 @@ class MegatronEngine:
             return
         shape = (1, plan.heads // self.grid.tp, self.seq_len // self.grid.cp, plan.head_dim)
         one = torch.empty(1, 1, 1, 1, dtype=self.config.params_dtype, device=self.device, requires_grad=True)
-        resolve(plan.backend, one.expand(shape), one.expand(1, plan.kv_heads // self.grid.tp, *shape[2:]))
+        key = one.expand(1, plan.kv_heads // self.grid.tp, *shape[2:])
+        resolve(plan.backend, AttentionInputs(one.expand(shape), key, key))
 
     def reseed(self, step: int) -> None:
         """Make every random choice of a step a function of (seed, step): nothing is left to save or to restore."""

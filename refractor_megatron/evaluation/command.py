@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ..errors import ConfigError, OutputError
+from ..errors import ConfigError
 from ..training.folder import RunFolder
 from ..training.spawn import spawn
 
@@ -77,5 +77,5 @@ def write(args: argparse.Namespace) -> int:
 def _run_folder(path: Path) -> RunFolder:
     folder = RunFolder(path)
     if not folder.config.exists():
-        raise OutputError(f"{path} is not a run folder: it has no config.yaml; give a folder that pretrain made.")
+        raise ConfigError(f"{path} is not a run folder: it has no config.yaml; give a folder that pretrain made.")
     return folder

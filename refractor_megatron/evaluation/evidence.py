@@ -32,8 +32,19 @@ def processor(gpu: str | None = None) -> str:
     return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB, {gpu or 'no GPU'}"
 
 
-def record(title: str, measured: str, machine: str, commands: Sequence[str], evidence: Sequence[str], body: str) -> str:
-    """A record as Markdown. measured: the commit; evidence: links relative to the record."""
+def record(
+    title: str,
+    measured: str,
+    machine: str,
+    commands: Sequence[str],
+    evidence: Sequence[str],
+    body: str,
+    extra: Sequence[str] = (),
+) -> str:
+    """A record as Markdown.
+
+    measured: the commit; evidence: links relative to the record; extra: further lines of the head, each ``name: text``.
+    """
     head = [
         f"# {title}",
         "",
@@ -42,6 +53,7 @@ def record(title: str, measured: str, machine: str, commands: Sequence[str], evi
         f"- hardware: {machine}",
         *(f"- command: `{command}`" for command in commands),
         "- evidence: " + ", ".join(f"[{Path(link).name}]({link})" for link in evidence),
+        *(f"- {line}" for line in extra),
         "",
     ]
     return "\n".join(head) + "\n" + body.rstrip() + "\n"

@@ -1,4 +1,4 @@
-"""Tri-tier attention: local window, attention-pooled summaries and (later) retrieved keys under one joint softmax."""
+"""Tri-tier attention: local window, attention-pooled summaries and retrieved keys under one joint softmax."""
 
 from refractor_megatron.fabric.attention import tri_tier_attention
 from refractor_megatron.fabric.plan import MaskPlan, plan_for

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from refractor_megatron.fabric.backends import resolve
+from refractor_megatron.fabric.backends import AttentionInputs, resolve
 from refractor_megatron.fabric.plan import MaskPlan
 
 
@@ -22,9 +22,8 @@ def tri_tier_attention(
 ) -> torch.Tensor:
     """out[b, h, s, d] = softmax over the legal keys of [far | tokens] of q · k * scale, times their values.
 
-    q: [b, h, s, d] with s = plan.length; k, v: [b, h_kv, plan.n_tokens, d] with h % h_kv == 0 (query head i reads key
-    head i // (h / h_kv)); k_far, v_far: [b, h_kv, plan.n_far, d], None exactly when the plan has no far keys. Rows
-    without a legal key are zero and counted in ``plan.stats``. Differentiable in q, k, v, k_far, v_far.
+    Shapes as in ``AttentionInputs``; far keys may be empty instead of None. Rows without a legal key are zero and
+    counted in ``plan.stats``. Differentiable in q, k, v, k_far, v_far.
     Errors: ``CapabilityError`` when ``backend`` cannot serve this request (see ``backends.resolve``).
     """
     b, heads, rows, d = q.shape
@@ -39,7 +38,8 @@ def tri_tier_attention(
     else:
         assert k_far is not None and v_far is not None, f"the plan has {plan.n_far} far keys, none were given"
         assert k_far.shape == v_far.shape == (b, kv_heads, plan.n_far, d), (tuple(k_far.shape), plan.n_far)
-    return resolve(backend, q, k)(q, k, v, k_far, v_far, plan, scale)
+    x = AttentionInputs(q, k, v, k_far, v_far)
+    return resolve(backend, x)(x, plan, scale)
 
 
 def separate_attention(

@@ -18,7 +18,7 @@ from refractor_megatron.distinction.intervals import Rows, compile_intervals, co
 from refractor_megatron.distinction.lowerings import dense_block_mask, dense_mask
 from refractor_megatron.distinction.retrieved import dense_retrieved_mask, retrieved_rows
 from refractor_megatron.distinction.rules import CompiledRules
-from refractor_megatron.fabric.spec import ContextPart, MaskSpec, Tier
+from refractor_megatron.fabric.spec import ContextPart, MaskSpec, RetrievedSpec, Tier
 
 #: Keys of a tile of the block-sparse kernels.
 _TILE = 128
@@ -93,6 +93,14 @@ class JointSpace:
             at += self.halo + stop - start
         return offsets
 
+    def retrieved_offsets(self, spec: RetrievedSpec) -> list[int]:
+        """What turns key ``u * fan_in + r``, record r of chunk u, into a joint key, for each context-parallel chunk."""
+        offsets, own = [], 0
+        for start, stop in self.chunks:
+            offsets.append(self.summaries + (own - start // spec.chunk) * spec.fan_in)
+            own += -(-(stop - start) // spec.chunk)
+        return offsets
+
 
 def _halo(reach: int, chunk: int) -> int:
     """Keys fetched before a chunk: whole tiles where they fit, so that the chunk itself begins at a tile."""
@@ -122,12 +130,8 @@ def sample_keys(
         placed += _of_chunks(blocks.scaled(per_block), space, [space.level2] * len(space.chunks))
     if spec.retrieved is not None and "retrieved" in spec.tiers:
         assert codes is not None, "retrieved keys need the policies of their records"
-        size, fan_in = spec.retrieved.chunk, spec.retrieved.fan_in
-        own, offsets = 0, []
-        for start, stop in space.chunks:
-            offsets.append(space.summaries + (own - start // size) * fan_in)
-            own += -(-(stop - start) // size)
-        placed += _of_chunks(retrieved_rows(intervals, records, rules, size, codes), space, offsets)
+        found = retrieved_rows(intervals, records, rules, spec.retrieved.chunk, codes)
+        placed += _of_chunks(found, space, space.retrieved_offsets(spec.retrieved))
     if "local" in spec.tiers:
         placed += _of_chunks(intervals.rows, space, space.token_offsets())
     rows = _by_row(placed)

@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from refractor_megatron.distinction.intervals import IntArray
+from refractor_megatron.distinction.rules import BoolTable
 from refractor_megatron.fabric.joint import SampleKeys
 from refractor_megatron.fabric.tree import Range, Shape, cores, leaves, pieces_of, split, without
 
@@ -43,7 +45,7 @@ class Mask:
     keys: int
     pieces: npt.NDArray[np.int32]
 
-    def legal(self) -> npt.NDArray[np.bool_]:
+    def legal(self) -> BoolTable:
         """bool [tables, rows, keys]."""
         table, row, lo, hi = self.pieces.T
         steps = np.zeros((self.tables, self.rows, self.keys + 1), dtype=np.int8)
@@ -89,7 +91,10 @@ class Visit:
 
 @dataclass(eq=False, repr=False)
 class Layout:
-    """All visits of a batch: ``rows`` queries over ``n_far`` far keys, then ``n_tokens`` token keys."""
+    """All visits of a batch: ``rows`` queries over ``n_far`` far keys, then ``n_tokens`` token keys.
+
+    every_row_visited: each row of each sample has a visit that opens it, so results need no zeros beforehand.
+    """
 
     batch: int
     rows: int
@@ -97,8 +102,6 @@ class Layout:
     n_tokens: int
     q_block: int
     visits: tuple[Visit, ...]
-    legal_edges: int
-    fully_masked_rows: int
     every_row_visited: bool
     _bias: dict[tuple[Mask, torch.dtype, int], torch.Tensor] = field(default_factory=dict)
 
@@ -107,12 +110,26 @@ class Layout:
         """(query, key) pairs that the visits compute, masked ones included."""
         return _pairs(self.visits)
 
-    def legal(self, index: int) -> npt.NDArray[np.bool_]:
+    def legal(self, index: int) -> BoolTable:
         """bool [1 or samples served, rows, keys] of one visit, in the order far, tokens; 1 when they share the mask."""
         visit = self.visits[index]
         if visit.mask is None:
             return np.ones((1, visit.last - visit.first, visit.keys), dtype=np.bool_)
         return visit.mask.legal()
+
+    def edges(self, sample: int, rows: IntArray) -> BoolTable:
+        """bool [len(rows), n_far + n_tokens]: the joint keys that the visits let each row of a sample read."""
+        out = np.zeros((len(rows), self.n_far + self.n_tokens), dtype=np.bool_)
+        for index, visit in enumerate(self.visits):
+            inside = np.flatnonzero((rows >= visit.first) & (rows < visit.last))
+            if not len(inside) or not visit.samples[0] <= sample < visit.samples[1]:
+                continue
+            legal = self.legal(index)
+            table = 0 if len(legal) == 1 else sample - visit.samples[0]
+            ranges = [*visit.far, *((lo + self.n_far, hi + self.n_far) for lo, hi in visit.tokens)]
+            columns = np.concatenate([np.arange(lo, hi) for lo, hi in ranges])
+            out[np.ix_(inside, columns)] |= legal[table][rows[inside] - visit.first]
+        return out
 
     def bias(self, mask: Mask, dtype: torch.dtype, group: int) -> torch.Tensor:
         """Additive mask [tables, 1, group * rows, keys] of 0 and -inf on the CPU.
@@ -154,8 +171,6 @@ def build_layout(samples: Sequence[SampleKeys], rows: int, n_far: int, n_tokens:
         n_tokens=n_tokens,
         q_block=q_block,
         visits=visits,
-        legal_edges=sum(sample.edges for sample in samples),
-        fully_masked_rows=sum(len(sample.dead) for sample in samples),
         every_row_visited=opened == rows * batch,
     )
 

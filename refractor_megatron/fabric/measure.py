@@ -9,7 +9,7 @@ serves every grid. Nothing is computed while no probe hangs there.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from refractor_megatron.fabric.audit import audit_plan
+from refractor_megatron.fabric.backends import AttentionInputs, visited_pairs
 from refractor_megatron.fabric.sampling import sampled_rows, select_rows
 from refractor_megatron.fabric.spec import Tier
 
@@ -35,8 +36,8 @@ _SUMS = (
     "pairs", "legal", "used", "spread", "entropy", "entropy_squared",
     *(f"mass_{tier}" for tier in TIERS), *(f"spread_{tier}" for tier in TIERS), *(f"entropy_{tier}" for tier in TIERS),
 )  # fmt: skip
-#: Sums over the executed plans of a layer, each counted once.
-_PLAN_SUMS = ("plan_rows", "plan_dead", "plan_legal", "plan_visited", "plan_causal", "plan_invalid")
+#: Of a layer: sums of its mask, then sums over the plans that it executes.
+_PLAN_SUMS = ("plan_rows", "plan_dead", "plan_legal", "plan_causal", "plan_visited", "plan_invalid")
 _COLUMN = {name: i for i, name in enumerate((*_SUMS, *_PLAN_SUMS))}
 
 
@@ -55,24 +56,24 @@ class AttentionProbe:
         self.layers, self.rows, self.seed = layers, rows, seed
         self.table = torch.zeros(layers, len(_COLUMN) + BINS, dtype=torch.float64)
         self._seen: set[int] = set()
-        self._audited: dict[int, tuple[MaskPlan, torch.Tensor]] = {}
+        self._audited: dict[tuple[object, ...], tuple[Sequence[MaskPlan], torch.Tensor]] = {}
 
     @torch.no_grad()
     def see(
         self,
         layer_number: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        k_far: torch.Tensor | None,
+        x: AttentionInputs,
         plan: MaskPlan,
+        executed: Sequence[MaskPlan],
         scale: float,
+        backend: str = "auto",
     ) -> None:
         """Take in one attention call; only the first of each layer counts.
 
         Args:
             layer_number: 1-based, over all pipeline stages.
-            q: [b, h, rows, d]; k: [b, h_kv, n_tokens, d]; k_far: [b, h_kv, n_far, d] or None.
-            plan: the mask that the call executes. scale: of the logits.
+            x: what attention reads. plan: its whole mask, of all tiers. scale: of the logits.
+            executed: the plans that attention runs by ``backend``: the same one, or one for each tier.
 
         Where the tiers have softmaxes of their own (``relation.combine`` gated or sum), entropies by tier are those of
         the attention that is computed, while overall entropy and masses are those that one softmax would give.
@@ -81,10 +82,10 @@ class AttentionProbe:
             return
         self._seen.add(layer_number)
         row = self.table[layer_number - 1]
-        row[len(_SUMS) : len(_COLUMN)] += self._plan_sums(plan)
+        row[len(_SUMS) : len(_COLUMN)] += self._plan_sums(plan, executed, backend, x.q.device)
         if self.rows:
-            keys = k if k_far is None else torch.cat([k_far, k], dim=2)
-            sums, histogram = _statistics(q, keys, plan, scale, self.rows)
+            keys = x.k if x.k_far is None else torch.cat([x.k_far, x.k], dim=2)
+            sums, histogram = _statistics(x.q, keys, plan, scale, self.rows)
             row[: len(_SUMS)] += sums.cpu()
             row[len(_COLUMN) :] += histogram.cpu()
 
@@ -148,20 +149,26 @@ class AttentionProbe:
         at = int(torch.searchsorted(below, half))
         return (at + (half - float(below[at] - counts[at])) / float(counts[at])) / BINS
 
-    def _plan_sums(self, plan: MaskPlan) -> torch.Tensor:
-        """float64 [len(_PLAN_SUMS)]; layers of one mask share a plan, which is audited once."""
-        if id(plan) not in self._audited:
-            stats = plan.stats
+    def _plan_sums(
+        self, plan: MaskPlan, executed: Sequence[MaskPlan], backend: str, device: torch.device
+    ) -> torch.Tensor:
+        """float64 [len(_PLAN_SUMS)]; layers of one mask share their plans, which are audited once.
+
+        Rows and legal edges are those of the whole mask: a row without keys in one tier may have some in another.
+        """
+        plans = (plan, *executed)
+        key = (backend, device, *map(id, plans))
+        if key not in self._audited:
             counts = (
                 len(plan.samples) * plan.length,
-                stats.fully_masked_rows,
-                stats.legal_edges,
-                stats.visited_pairs,
-                stats.causal_pairs,
-                audit_plan(plan, self.seed),
+                plan.stats.fully_masked_rows,
+                plan.stats.legal_edges,
+                plan.stats.causal_pairs,
+                sum(visited_pairs(backend, each, device) for each in executed),
+                sum(audit_plan(each, self.seed, backend, device) for each in executed),
             )
-            self._audited[id(plan)] = plan, torch.tensor(counts, dtype=torch.float64)  # the plan, so its id stays its
-        return self._audited[id(plan)][1]
+            self._audited[key] = plans, torch.tensor(counts, dtype=torch.float64)  # the plans, so their ids stay theirs
+        return self._audited[key][1]
 
 
 @contextmanager

@@ -21,22 +21,25 @@ _SAMPLES_KEPT = 64
 
 @dataclass(frozen=True)
 class PlanStats:
-    """Counters of one batch, per head and layer, for telemetry.
+    """Counters of one batch, per head and layer, for telemetry; whatever backend runs the mask.
 
-    legal_edges: edges (query, key) that the softmax sees, summaries included; visited_pairs: pairs that the
-    block-sparse backend computes; fully_masked_rows: queries without any key, whose output is zero; causal_pairs:
-    pairs of dense causal attention over the same lengths.
+    legal_edges: edges (query, key) that the softmax sees, summaries included; fully_masked_rows: queries without any
+    key, whose output is zero; causal_pairs: pairs of dense causal attention over the same lengths.
     """
 
     legal_edges: int
-    visited_pairs: int
     fully_masked_rows: int
     causal_pairs: int
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MaskPlan:
-    """Mask of a batch of records [b, L, >= 4]. Holds the records: their memory is not reused under a cached key."""
+    """Mask of a batch of records [b, L, >= 4]. Holds the records: their memory is not reused under a cached key.
+
+    part: which rows of the sequence it is for; policies: uint8 [N], of the records that ids name, None without tier C;
+    samples: the compiled mask of each sample, one object for equal ones; space: sizes and places of their keys;
+    layout_key: equal for plans of equal masks, which share a layout.
+    """
 
     records: torch.Tensor
     rules: CompiledRules
@@ -77,11 +80,10 @@ class MaskPlan:
 
     @cached_property
     def stats(self) -> PlanStats:
-        """Counters; makes the layout."""
+        """Counters; cheap, they need no layout."""
         causal = sum((stop - start) * (start + stop + 1) // 2 for start, stop in self.space.chunks)
         return PlanStats(
             legal_edges=sum(sample.edges for sample in self.samples),
-            visited_pairs=self.layout.visited_pairs,
             fully_masked_rows=sum(len(sample.dead) for sample in self.samples),
             causal_pairs=len(self.samples) * causal,
         )

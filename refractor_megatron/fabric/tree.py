@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from refractor_megatron.distinction.intervals import IntArray
+from refractor_megatron.distinction.intervals import IntArray, spans
 from refractor_megatron.fabric.joint import SampleKeys
 
 Range = tuple[int, int]
@@ -165,14 +165,9 @@ def without(pieces: Pieces, taken: Sequence[Sequence[Range]], shape: Shape) -> P
     first = np.searchsorted(stop, pieces.start, side="right")
     copies = np.searchsorted(start, pieces.stop, side="left") - first
     source = np.repeat(np.arange(len(copies)), copies)
-    gap = _spans(first, copies)
+    gap = spans(first, copies)
     pieces = pieces.take(source)
     return Pieces(pieces.owner, np.maximum(pieces.start, start[gap]), np.minimum(pieces.stop, stop[gap]))
-
-
-def _spans(first: IntArray, count: IntArray) -> IntArray:
-    """Concatenation of arange(first_i, first_i + count_i)."""
-    return np.repeat(first - np.cumsum(count) + count, count) + np.arange(int(count.sum()))
 
 
 def leaves(halves: Sequence[Pieces], shape: Shape) -> Iterator[tuple[int, list[Range], npt.NDArray[np.int32]]]:
@@ -185,7 +180,7 @@ def leaves(halves: Sequence[Pieces], shape: Shape) -> Iterator[tuple[int, list[R
     pieces = Pieces(*(np.concatenate(column) for column in zip(*(c.pieces for c in covers), strict=True)))
     # The far and the token ranges of a block become neighbours, and so do their pieces.
     order = np.argsort(start, kind="stable")
-    pieces = pieces.take(_spans((np.cumsum(count) - count)[order], count[order]))
+    pieces = pieces.take(spans((np.cumsum(count) - count)[order], count[order]))
     start, stop, count = start[order], stop[order], count[order]
     block = start // shape.stride
     bounds = np.searchsorted(block, np.arange(shape.blocks + 1))

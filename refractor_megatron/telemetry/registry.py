@@ -139,7 +139,12 @@ EVAL_METRICS = MetricRegistry(
         ),
         MetricSpec("mask_entropy_median", "1", "gauge", "as mask_entropy, median over query rows"),
         MetricSpec("role_share", "1", "list", "share of each role in the tokens, padding left out", axis="role"),
-        MetricSpec("invalid_edges", "edge", "gauge", "executed edges on sampled rows that an audit calls illegal: 0"),
+        MetricSpec(
+            "invalid_edges",
+            "edge",
+            "gauge",
+            "illegal edges that the kernel's own tables let through on sampled rows: 0",
+        ),
         MetricSpec("masked_rows", "row", "gauge", "query rows of a micro-batch without any key, whose output is zero"),
         MetricSpec("edges_used_share", "1", "gauge", "legal edges, far keys included, over pairs of dense causal"),
         MetricSpec("visited_share", "1", "gauge", "pairs that the kernel computes over pairs of dense causal"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..config import compose
 from ..config.limits import check
+from ..distinction.closure import compile_checked
 from ..errors import ConfigError, RefractorError
 from .dataset import add_corpus_flags, dataset_of, prepared
 from .folder import RunFolder, write_json
@@ -100,6 +101,7 @@ def _trace(
     scratch.mkdir()
     cfg = compose([*overrides, *(f"parallel.{k}={v}" for k, v in sizes.items())])
     check(cfg, ranks)
+    compile_checked(cfg.safety.masks)
     folder = RunFolder(scratch)
     cfg.save(folder.config)
     write_json(folder.data, prepared(cfg, built))

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +17,9 @@ from ..checkpoint import manifest as checkpoints
 from ..config import RunConfig, compose
 from ..config.limits import check
 from ..config.schema import as_text, schema
+from ..distinction.closure import compile_checked
 from ..errors import OutputError
+from ..evaluation.evidence import commit
 from ..resilience.lock import exclusive
 from ..resilience.signals import EXIT_STOPPED
 from .dataset import add_corpus_flags, dataset_of, prepared
@@ -52,6 +53,7 @@ def pretrain(args: argparse.Namespace) -> int:
     cfg = compose(overrides, args.config)
     for warning in check(cfg, args.ranks):
         print(f"note: {warning}", file=sys.stderr)
+    compile_checked(cfg.safety.masks)  # before any data is built
     folder = RunFolder(args.out or Path("runs") / args.preset)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -127,18 +129,12 @@ def _record_environment(folder: RunFolder, cfg: RunConfig, args: argparse.Namesp
         except PackageNotFoundError:
             return "absent"
 
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     write_json(
         folder.environment,
         {
             "config_hash": cfg.hash,
             "package": __version__,
-            "commit": git.stdout.strip() or "unknown",
+            "commit": commit(),
             "python": platform.python_version(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "ranks": args.ranks,

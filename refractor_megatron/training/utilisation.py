@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ..distinction.roles import DOCUMENT_ROLE, ROLE_ID
+from ..distinction.generators import plain_records
 from ..engines.megatron import MegatronEngine
 from ..fabric.plan import plan_for
 from ..telemetry import flops
@@ -19,8 +19,7 @@ def flops_per_token(engine: MegatronEngine) -> float:
     to a state and reading it costs what a score and a weighted value cost.
     """
     plan, length = engine.plan, engine.seq_len
-    records = torch.zeros(1, length, 4, dtype=torch.int32)
-    records[..., 2] = ROLE_ID[DOCUMENT_ROLE]
+    records = torch.from_numpy(plain_records(length))[None]
     pairs = 0
     for a in plan.attention:
         if a.linear is not None:

@@ -21,7 +21,7 @@ from ..distinction.rules import CompiledRules
 from ..fabric.retrieval import RetrievalBank
 from .core_attention import TriTierCoreAttention
 from .layer import RefractorTransformerLayer
-from .layer_plan import LayerPlan
+from .layer_plan import FeedForwardPlan, LayerPlan
 from .model import RefractorGPTModel
 from .norm import RMSNorm
 from .rotary import RotaryAngles
@@ -58,12 +58,28 @@ class RouterPlan:
     gate_features: bool
 
 
+#: Options of Megatron that this model does without.
+_OFF: dict[str, Any] = {
+    "add_bias_linear": False,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "bias_dropout_fusion": False,
+    "bias_activation_fusion": False,
+    "masked_softmax_fusion": False,
+    "gradient_accumulation_fusion": False,
+    "persist_layer_norm": False,
+    "apply_rope_fusion": False,
+}
+
+
 def transformer_config(plan: LayerPlan, router: RouterPlan, grid: Grid, *, bf16: bool, recompute: str) -> Any:
-    """Megatron's TransformerConfig for this plan and grid."""
+    """Megatron's TransformerConfig for this plan and grid. It describes one layer: all must have the same shape."""
+    shapes = {(one.heads, one.kv_heads, one.head_dim, one.rotary) for one in plan.attention}
+    assert len(shapes) == len(set(plan.feed_forward)) == 1, "layers of unlike shape need a block spec of their own"
     dtype = torch.bfloat16 if bf16 else torch.float32
     attention, ffn = plan.attention[0], plan.feed_forward[0]
     rotary = attention.rotary
-    settings: dict[str, Any] = {
+    settings = _OFF | {
         "num_layers": plan.n_layers,
         "hidden_size": plan.d_model,
         "num_attention_heads": attention.heads,
@@ -72,17 +88,8 @@ def transformer_config(plan: LayerPlan, router: RouterPlan, grid: Grid, *, bf16:
         "ffn_hidden_size": ffn.hidden,
         "gated_linear_unit": ffn.activation == "swiglu",
         "activation_func": F.silu if ffn.activation == "swiglu" else F.gelu,
-        "add_bias_linear": False,
         "normalization": "RMSNorm",
         "layernorm_epsilon": plan.norm_eps,
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "bias_dropout_fusion": False,
-        "bias_activation_fusion": False,
-        "masked_softmax_fusion": False,
-        "gradient_accumulation_fusion": False,
-        "persist_layer_norm": False,
-        "apply_rope_fusion": False,
         "use_cpu_initialization": not torch.cuda.is_available(),
         # initialise.py overwrites every weight, but upstream marks tensor-parallel parameters only while it initialises
         # them, and without the mark the gradient norm counts one rank's share alone
@@ -97,17 +104,7 @@ def transformer_config(plan: LayerPlan, router: RouterPlan, grid: Grid, *, bf16:
         "expert_model_parallel_size": grid.ep,
     }
     if ffn.type == "moe":
-        settings |= {
-            "num_moe_experts": ffn.experts,
-            "moe_ffn_hidden_size": ffn.hidden,
-            "moe_router_topk": ffn.topk,
-            "moe_router_pre_softmax": not router.renormalize_topk,
-            "moe_router_load_balancing_type": "aux_loss" if router.lambda_kl > 0 else "none",
-            "moe_aux_loss_coeff": router.lambda_kl,
-            "moe_router_dtype": "fp32",
-            "moe_token_dispatcher_type": "alltoall",  # dropless: a full expert never evicts another token
-            "expert_tensor_parallel_size": grid.etp,
-        }
+        settings |= _moe_settings(ffn, router, grid)
     if recompute == "full":
         settings |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     config = TransformerConfig(**settings)
@@ -117,8 +114,22 @@ def transformer_config(plan: LayerPlan, router: RouterPlan, grid: Grid, *, bf16:
     return config
 
 
+def _moe_settings(ffn: FeedForwardPlan, router: RouterPlan, grid: Grid) -> dict[str, Any]:
+    return {
+        "num_moe_experts": ffn.experts,
+        "moe_ffn_hidden_size": ffn.hidden,
+        "moe_router_topk": ffn.topk,
+        "moe_router_pre_softmax": not router.renormalize_topk,
+        "moe_router_load_balancing_type": "aux_loss" if router.lambda_kl > 0 else "none",
+        "moe_aux_loss_coeff": router.lambda_kl,
+        "moe_router_dtype": "fp32",
+        "moe_token_dispatcher_type": "alltoall",  # dropless: a full expert never evicts another token
+        "expert_tensor_parallel_size": grid.etp,
+    }
+
+
 def layer_specs(
-    plan: LayerPlan, router: RouterPlan, rules: CompiledRules | None, bank: RetrievalBank | None, seed: int
+    plan: LayerPlan, router: RouterPlan, rules: CompiledRules | None, bank: RetrievalBank | None
 ) -> list[Any]:
     """One ModuleSpec for each layer; ``rules=None`` keeps Megatron's own causal DotProductAttention (parity tests)."""
     specs = []
@@ -130,7 +141,7 @@ def layer_specs(
         if rules is not None:
             layer.self_attention.submodules.core_attention = ModuleSpec(
                 module=TriTierCoreAttention,
-                params={"plan": attention, "rules": rules, "bank": bank, "seed": seed},
+                params={"plan": attention, "rules": rules, "bank": bank},
             )
         if ffn.type == "moe":
             layer.mlp.submodules.router = ModuleSpec(
@@ -153,17 +164,15 @@ def assemble(
     config: Any,
     max_sequence_length: int,
     bank: RetrievalBank | None = None,
-    seed: int = 0,
 ) -> RefractorGPTModel:
     """This rank's pipeline stage, uninitialised (see ``initialise``).
 
     Args:
         rules: None keeps Megatron's own attention. bank: vectors of retrieved records, where a layer reads them.
-        seed: of random features (linear attention with favor+).
     """
     first, count = get_transformer_layer_offset(config), get_num_layers_to_build(config)
     block = TransformerBlockSubmodules(
-        layer_specs=layer_specs(plan, router, rules, bank, seed)[first : first + count], layer_norm=RMSNorm
+        layer_specs=layer_specs(plan, router, rules, bank)[first : first + count], layer_norm=RMSNorm
     )
     model = RefractorGPTModel(
         config,

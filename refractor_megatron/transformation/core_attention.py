@@ -12,8 +12,9 @@ from ..compat.megatron import MegatronModule, make_sharded_tensors_for_checkpoin
 from ..distinction.gating import GATE_FEATURES, gate_features
 from ..distinction.rules import CompiledRules
 from ..fabric.attention import separate_attention, tri_tier_attention
+from ..fabric.backends import AttentionInputs
 from ..fabric.context_parallel import gather_summaries, local_shard, part_of, with_halos
-from ..fabric.linear import LinearMode, linear_attention, linear_plan_for
+from ..fabric.linear import linear_attention, linear_plan_for
 from ..fabric.measure import AttentionProbe
 from ..fabric.plan import plan_for
 from ..fabric.positions import rotate_to
@@ -46,7 +47,6 @@ class TriTierCoreAttention(MegatronModule):
         plan: AttentionPlan,
         rules: CompiledRules,
         bank: RetrievalBank | None,
-        seed: int,
         **unused: Any,
     ) -> None:
         super().__init__(config=config)
@@ -63,8 +63,7 @@ class TriTierCoreAttention(MegatronModule):
         self._add_gate_weights(plan, plan.heads // ranks)
         if plan.linear is not None:
             heads = range(rank * self.kv_heads, (rank + 1) * self.kv_heads)
-            mode = LinearMode(plan.linear.kernel, plan.linear.features, seed)
-            self.feature_map = mode.feature_map(layer_number, heads, plan.head_dim, self.scale)
+            self.feature_map = plan.linear.feature_map(layer_number, heads, plan.head_dim, self.scale)
 
     def _add_summary_weights(self, plan: AttentionPlan) -> None:
         """Pooling queries [kv_heads, S, d] of each level."""
@@ -135,12 +134,14 @@ class TriTierCoreAttention(MegatronModule):
         k_far, v_far = (torch.cat(parts, dim=2) if parts else None for parts in (far[::2], far[1::2]))
         if part.size > 1:
             k, v = with_halos(k, v, mask.space.halo, self.cp_group)
+        x, joint = AttentionInputs(q, k, v, k_far, v_far), self.plan.combine == "joint"
+        alone = [] if joint else [spec.only(tier) for tier in spec.present]
+        executed = [mask] if joint else [plan_for(records, self.rules, tier, part, policies) for tier in alone]
         if self.probe is not None:
-            self.probe.see(self.layer_number, q, k, k_far, mask, self.scale)
-        if self.plan.combine == "joint":
-            return tri_tier_attention(q, k, v, k_far, v_far, mask, self.scale, self.plan.backend)
-        masks = [plan_for(records, self.rules, spec.only(tier), part, policies) for tier in spec.present]
-        return separate_attention(q, k, v, k_far, v_far, masks, self._gates(records), self.scale, self.plan.backend)
+            self.probe.see(self.layer_number, x, mask, executed, self.scale, self.plan.backend)
+        if joint:
+            return tri_tier_attention(*x, mask, self.scale, self.plan.backend)
+        return separate_attention(*x, executed, self._gates(records), self.scale, self.plan.backend)
 
     def _summaries(self, k: Tensor, v: Tensor) -> list[Tensor]:
         """Keys and values of both levels, those of level 2 first, each [b, kv_heads, n, d] of the whole sequence."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..config.schema import RunConfig
 from ..distinction.pattern import FULL, LocalPattern
+from ..fabric.linear import LinearMode
 from ..fabric.spec import MaskSpec, RetrievedSpec, SummarySpec
 from ..fabric.summaries import Pooling
 from .rotary import inv_freq_and_scale
@@ -39,14 +40,6 @@ class RotaryPlan:
 
 
 @dataclass(frozen=True)
-class LinearPlan:
-    """Linear attention in place of the three tiers (spec section 4, sequences beyond ``L_switch``)."""
-
-    kernel: Literal["elu+1", "favor+"]
-    features: int  # random features of favor+, 0 for elu+1
-
-
-@dataclass(frozen=True)
 class AttentionPlan:
     """Tri-tier attention of one layer (spec section 4)."""
 
@@ -57,7 +50,7 @@ class AttentionPlan:
     pooling: Pooling
     record_dim: int  # width of a retrieved record's vector; 0 where the layer reads none
     combine: Combine
-    linear: LinearPlan | None
+    linear: LinearMode | None  # in place of the three tiers, for sequences beyond ``L_switch``
     backend: str
     rotary: RotaryPlan
 
@@ -151,6 +144,8 @@ def _attention_plans(cfg: RunConfig) -> tuple[AttentionPlan, ...]:
     )
     long = linear.enabled and cfg.train.seq_len > linear.L_switch
     masks = (MaskSpec(),) * model.n_layers if long else _masks(cfg)
+    random = long and linear.kernel == "favor+"
+    mode = LinearMode("favor+", linear.features, cfg.train.seed) if random else LinearMode()
     return tuple(
         AttentionPlan(
             heads=model.n_heads,
@@ -160,7 +155,7 @@ def _attention_plans(cfg: RunConfig) -> tuple[AttentionPlan, ...]:
             pooling=cfg.relation.global_.type if mask.summary is not None else "attn_pool",
             record_dim=cfg.relation.retrieval.dim if mask.retrieved is not None else 0,
             combine="joint" if long else cfg.relation.combine,
-            linear=LinearPlan(linear.kernel, linear.features if linear.kernel == "favor+" else 0) if long else None,
+            linear=mode if long else None,
             backend="auto" if long else cfg.relation.backend,
             rotary=rotary,
         )

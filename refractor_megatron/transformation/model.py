@@ -45,6 +45,8 @@ class RefractorGPTModel(GPTModel):
         Returns:
             loss [b, s] with labels, else logits [b, s, vocab / tp]; hidden states [s, b, h] before the last stage.
         """
+        length = input_ids.shape[1] * part_of(self.cp_group).size
+        assert records.shape[:2] == (len(input_ids), length), f"records of {tuple(records.shape)} for {length} tokens"
         decoder_input = None
         if self.role_embeddings and self.pre_process:
             roles = local_shard(records[..., 2], 1, part_of(self.cp_group)).to(input_ids.device).long()  # [b, s]

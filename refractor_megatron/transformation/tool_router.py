@@ -48,15 +48,17 @@ class ToolRouter(torch.nn.Module):
         """Route.
 
         Args:
-            hidden: [T, d_model]. records: int32 [T, >= 4] = (document, segment, role, mask_bits).
+            hidden: [T, d_model]. records: int32 [T, >= 4] = (document, segment, role, mask_bits), in host memory too.
             domain: of the request. calls: how often the request has called each tool so far; missing means never.
 
         Returns:
             float32 [T, tools + 1]; -inf for every forbidden tool, whatever its logit.
         """
         assert hidden.dim() == 2 and hidden.shape[0] == records.shape[0], (tuple(hidden.shape), tuple(records.shape))
-        logits = hidden.float() @ self.weight.float().T + gate_features(records) @ self.feature_weight.float().T
-        return torch.log_softmax(logits.masked_fill(self.forbidden(records, domain, calls), -torch.inf), dim=-1)
+        features = gate_features(records).to(hidden.device)
+        logits = hidden.float() @ self.weight.float().T + features @ self.feature_weight.float().T
+        forbidden = self.forbidden(records, domain, calls).to(hidden.device)
+        return torch.log_softmax(logits.masked_fill(forbidden, -torch.inf), dim=-1)
 
     def forbidden(self, records: Tensor, domain: str, calls: Mapping[str, int]) -> Tensor:
         """bool [T, tools + 1]: what each token may not choose."""

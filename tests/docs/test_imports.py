@@ -8,14 +8,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-HEAVY = "{'torch', 'megatron', 'deepspeed', 'transformer_engine', 'hydra', 'matplotlib', 'wandb', 'pandas', 'scipy'}"
-FRAMEWORKS = "{'torch', 'megatron', 'deepspeed', 'transformer_engine'}"
+from tests.corpus import ROOT
+from tests.runs import loaded_after
 
-
-def run(script: str) -> None:
-    answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stderr[-2000:]
+FRAMEWORKS = {"torch", "megatron", "deepspeed", "transformer_engine"}
+HEAVY = FRAMEWORKS | {"hydra", "matplotlib", "wandb", "pandas", "scipy"}
 
 
 def modules_below(package: str) -> list[str]:
@@ -31,19 +28,13 @@ def modules_below(package: str) -> list[str]:
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    run(f"import sys, refractor_megatron; bad = ({HEAVY} | {{'numpy'}}) & set(sys.modules); assert not bad, bad")
+    assert loaded_after("import refractor_megatron").isdisjoint(HEAVY | {"numpy"})
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["pretrain", "--help"], ["doctor", "--help"]])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
-    run(
-        "import sys\n"
-        "from refractor_megatron.cli import main\n"
-        f"try: main({arguments!r})\n"
-        "except SystemExit as end: assert not end.code\n"
-        f"bad = {HEAVY} & set(sys.modules)\n"
-        "assert not bad, bad"
-    )
+    code = f"from refractor_megatron.cli import main\ntry: main({arguments!r})\nexcept SystemExit as end: "
+    assert loaded_after(code + "sys.exit(end.code) if end.code else None").isdisjoint(HEAVY)
 
 
 @pytest.mark.parametrize(
@@ -54,18 +45,15 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "refractor_megatron.tokenizer",
         "refractor_megatron.telemetry",
         "refractor_megatron.distinction.roles",
+        "refractor_megatron.distinction.tags",
         "refractor_megatron.checkpoint.manifest",
         "refractor_megatron.errors",
     ],
 )
 def test_low_floors_load_no_framework(package: str) -> None:
     names = modules_below(package)
-    run(
-        "import sys, importlib\n"
-        f"for name in {names!r}: importlib.import_module(name)\n"
-        f"bad = {FRAMEWORKS} & set(sys.modules)\n"
-        "assert not bad, bad"
-    )
+    loaded = loaded_after(f"import importlib\nfor name in {names!r}: importlib.import_module(name)")
+    assert loaded.isdisjoint(FRAMEWORKS)
 
 
 @pytest.mark.slow

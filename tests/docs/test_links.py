@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.corpus import ROOT
+
 SKIPPED = {".venv", ".git", "data", "runs", "build", "node_modules"}
 DOCUMENTS = sorted(
     path

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from refractor_megatron.cli import main
+from tests.corpus import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "specification" / "masks.md").read_text()
 SESSIONS = re.findall(r"```console\n\$ refractor (.*)\n((?:.*\n)*?)```", PAGE)
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
 
 from refractor_megatron import cli, errors
 from refractor_megatron.resilience.signals import EXIT_STOPPED
+from tests.corpus import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+
+
+def help_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 0
+    return capsys.readouterr().out
 
 
 def test_readme_fits_on_a_screen_or_little_more() -> None:
@@ -38,9 +44,7 @@ def test_sessions_of_the_readme_are_commands_that_parse(capsys: pytest.CaptureFi
     lines = re.findall(r"^refractor ([^#\n]+)", README, flags=re.M)
     assert lines
     for words in map(str.split, lines):
-        with pytest.raises(SystemExit):
-            cli.main([*words[:2], "--help"])
-        text = capsys.readouterr().out
+        text = help_of([*words[:2], "--help"], capsys)
         assert not [word for word in words if word.startswith("--") and word not in text], words
         files = [word for word in words[2:] if "/" in word]
         assert not [file for file in files if not (ROOT / file).is_file()]
@@ -54,16 +58,11 @@ def test_commands_that_the_readme_names_are_those_of_the_command_line() -> None:
 
 @pytest.mark.parametrize("command", sorted(cli.COMMANDS))
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        cli.main([command, "--help"])
-    assert end.value.code == 0
-    assert f"refractor {command}" in capsys.readouterr().out
+    assert f"refractor {command}" in help_of([command, "--help"], capsys)
 
 
 def test_launcher_flags_are_flags_of_pretrain(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["pretrain", "--help"])
-    text = capsys.readouterr().out
+    text = help_of(["pretrain", "--help"], capsys)
     for flag in ("--preset", "--steps", "--corpus", "--ranks", "--out", "--prepare-only"):
         assert flag in text
 

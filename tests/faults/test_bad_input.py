@@ -80,6 +80,13 @@ def test_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -
     )
 
 
+CONTRADICTION = (
+    "{name: a, when: {role: tool}, allow_write_to: [assistant]}, "
+    "{name: b, when: {role: assistant}, allow_read_from: [user]}"
+)
+LEAK = "{name: sealed, when: {bits: [SAFETY_SCOPE]}, allow_write_to: [assistant]}"
+
+
 @pytest.mark.parametrize(
     ("override", "needles"),
     [
@@ -90,6 +97,10 @@ def test_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -
         ("model.n_heads=5", ("n_heads",)),
         ("train.seq_len=100", ("seq_len",)),
         ("safety.masks=[{name: x, when: {role: robot}}]", ("robot",)),
+        ("safety.masks=[{name: x, when: {bits: [SAFETY]}}]", ("rule 'x'", "SAFETY_SCOPE")),
+        (f"safety.masks=[{CONTRADICTION}]", ("rule 'b'", "forbids every such edge")),
+        (f"safety.masks=[{LEAK}]", ("rule 'sealed'", "system+SAFETY_SCOPE -> assistant -> system")),
+        ("relation.local.window=0", ("relation.local.window", ">= 1")),
         ("relation.local.pattern=spiral", ("pattern", "sliding")),
         ("model.ffn.topk=9", ("topk",)),
     ],
@@ -117,9 +128,14 @@ def arguments_of(root: Path) -> list[str]:
     return [*arguments, "telemetry.tensorboard=false"]
 
 
+def files_of(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder with its bytes."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.slow
 def test_another_configuration_in_the_same_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (run / "config.yaml").read_bytes()
+    before = files_of(run)
     refused(
         capsys,
         [*arguments_of(run.parent), "train.steps=3", "train.optimizer.lr=1e-3"],
@@ -127,7 +143,7 @@ def test_another_configuration_in_the_same_folder(run: Path, capsys: pytest.Capt
         "train.optimizer.lr 0.003 -> 0.001",
         "--out",
     )
-    assert (run / "config.yaml").read_bytes() == before and manifests.latest_step(run / "checkpoints") == 3
+    assert files_of(run) == before and manifests.latest_step(run / "checkpoints") == 3
 
 
 def test_a_mistake_before_training_does_not_claim_the_folder(
@@ -147,14 +163,18 @@ def test_another_corpus_in_the_same_folder(run: Path, tmp_path: Path, capsys: py
     (tmp_path / "more.txt").write_text("and another document of other words\n" * 2000)
     arguments = [*arguments_of(run.parent), "train.steps=3"]
     arguments[arguments.index("--corpus") + 1] = str(tmp_path)
+    before = files_of(run)
     refused(capsys, arguments, 6, "--corpus", "--out")
+    assert files_of(run) == before, "the run of the first corpus is whole"
 
 
 @pytest.mark.slow
 def test_second_run_on_a_folder_in_use(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files_of(run)
     with open(run / ".lock", "r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         refused(capsys, [*arguments_of(run.parent), "train.steps=3"], 6, str(run), "in use", "--out")
+    assert files_of(run) == before, "the run that holds the folder is not disturbed"
 
 
 @pytest.mark.slow
@@ -202,7 +222,7 @@ def test_full_disk(tmp_path: Path, run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_odd_but_legal_text_trains(tmp_path: Path) -> None:
+def test_odd_but_legal_text_is_taken(tmp_path: Path) -> None:
     """Invalid UTF-8, an empty document and one line of 50 MB: counted, kept byte for byte or cut, never fatal."""
     text = tmp_path / "text"
     text.mkdir()

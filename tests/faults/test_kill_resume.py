@@ -17,24 +17,42 @@ import pytest
 from refractor_megatron.checkpoint import manifest as manifests
 from refractor_megatron.cli import main
 from tests.corpus import write_corpus
+from tests.runs import pretrain
 
 STEPS, EVERY = 14, 4
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def start(run: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "refractor_megatron.training.worker", str(run)],
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    """A worker that says what it says to ``run/said.txt``."""
+    with open(run / "said.txt", "wb") as out:
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "refractor_megatron.training.worker", str(run)],
+            stderr=out,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+
+def said(run: Path) -> str:
+    return (run / "said.txt").read_text()
 
 
 def finish(run: Path) -> str:
+    code = start(run).wait(timeout=240)
+    assert code == 0, said(run)
+    return said(run)
+
+
+def start_and_wait(run: Path, moment: Callable[[Path], bool]) -> subprocess.Popen[bytes]:
+    """A worker at that moment of its run, which goes on where the last one ended."""
+    kept = manifests.latest_step(run / "checkpoints")
     process = start(run)
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err.decode()
-    return err.decode()
+    # only then is the log of the last worker cut back to its newest checkpoint
+    begun = (lambda: f"resumed after step {kept}" in said(run)) if kept else (lambda: True)
+    while not (begun() and moment(run)) and process.poll() is None:
+        time.sleep(0.002)
+    assert process.poll() is None, f"it ended before its moment: {said(run)}"
+    return process
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -49,10 +67,9 @@ def losses(run: Path) -> dict[int, float]:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("kill")
-    arguments = ["pretrain", "--preset", "nano", "--corpus", str(write_corpus(root / "text"))]
-    arguments += ["--data-root", str(root / "data"), "--out", str(root / "prepared"), "--prepare-only"]
-    arguments += [f"train.steps={STEPS}", "train.schedule.warmup_steps=3", f"checkpoint.every={EVERY}"]
-    assert main([*arguments, "evaluation.every=5", "telemetry.wandb=false", "telemetry.tensorboard=false"]) == 0
+    write_corpus(root / "text")
+    settings = [f"train.steps={STEPS}", "train.schedule.warmup_steps=3", f"checkpoint.every={EVERY}"]
+    assert main(pretrain(root, root / "prepared", "--prepare-only", *settings, "evaluation.every=5")) == 0
     return root / "prepared"
 
 
@@ -82,43 +99,36 @@ def in_save(run: Path) -> bool:
 MOMENTS = {"before the first save": at_step(2), "between saves": at_step(6), "in a save": in_save, "late": at_step(13)}
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
 def test_kill_and_run_again(
-    prepared: Path, uninterrupted: dict[int, float], moment: str, record_property: Callable[[str, object], None]
+    prepared: Path, uninterrupted: dict[int, float], record_property: Callable[[str, object], None]
 ) -> None:
-    run = prepared.with_name(moment.replace(" ", "_"))
+    """One run that is killed at every moment, one after the other."""
+    run = prepared.with_name("killed")
     shutil.copytree(prepared, run)
-    process = start(run)
-    while not MOMENTS[moment](run) and process.poll() is None:
-        time.sleep(0.0005)
-    assert process.poll() is None, "it ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    for folder in manifests.complete(run / "checkpoints"):
-        manifests.verify(folder)
+    for moment, reached in MOMENTS.items():
+        process = start_and_wait(run, reached)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=60) == -signal.SIGKILL
+        for folder in manifests.complete(run / "checkpoints"):
+            manifests.verify(folder)
+        record_property(f"{moment}: killed after step", max(losses(run)))
+        record_property(f"{moment}: half-written folders left", len(list((run / "checkpoints").glob("*.tmp"))))
     kept = manifests.latest_step(run / "checkpoints")
-    record_property("killed after step", max(losses(run)))
-    record_property("half-written folders left", len(list((run / "checkpoints").glob("*.tmp"))))
-    record_property("resumed after step", kept)
-    message = finish(run)
-    assert (f"resumed after step {kept}" in message) == (kept > 0)
+    assert kept >= 3 * EVERY and f"resumed after step {kept}" in finish(run)
     assert losses(run) == uninterrupted
     record_property("losses equal bit for bit", f"{len(uninterrupted)}/{STEPS}")
     assert manifests.latest_step(run / "checkpoints") == STEPS
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_stop_signal_saves_and_exits(prepared: Path, uninterrupted: dict[int, float], number: signal.Signals) -> None:
-    run = prepared.with_name(number.name)
+def test_stop_signals_save_and_exit(prepared: Path, uninterrupted: dict[int, float]) -> None:
+    run = prepared.with_name("stopped")
     shutil.copytree(prepared, run)
-    process = start(run)
-    while not at_step(2)(run):
-        time.sleep(0.001)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == 75
-    stopped = manifests.latest_step(run / "checkpoints")
-    assert 2 <= stopped < STEPS and stopped == max(losses(run))
+    for number, step in ((signal.SIGTERM, 2), (signal.SIGUSR1, 7)):
+        process = start_and_wait(run, at_step(step))
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 75, said(run)
+        stopped = manifests.latest_step(run / "checkpoints")
+        assert step <= stopped < STEPS and stopped == max(losses(run))
     finish(run)
     assert losses(run) == uninterrupted
 
@@ -132,10 +142,8 @@ def test_damaged_newest_checkpoint_is_named_and_nothing_is_lost(
     victim = max(newest.glob("*.distcp"), key=lambda p: p.stat().st_size)
     with open(victim, "r+b") as file:
         file.truncate(victim.stat().st_size // 2)
-    process = start(run)
-    _, err = process.communicate(timeout=120)
-    message = err.decode()
-    assert process.returncode == 4 and victim.name in message and "Traceback" not in message
+    code, message = start(run).wait(timeout=120), said(run)
+    assert code == 4 and victim.name in message and "Traceback" not in message
     shutil.rmtree(newest)  # the way out that the message names
     finish(run)
     assert losses(run) == uninterrupted

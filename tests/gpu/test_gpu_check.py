@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from tests.corpus import ROOT, write_corpus
+from tests.runs import python
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(660)]
 ON_GPU = torch.cuda.is_available()
@@ -19,8 +19,7 @@ DEVICE = "cuda" if ON_GPU else "cpu"
 
 
 def check(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", str(ROOT / "tools" / "gpu_check.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    return python("tools/gpu_check.py", *arguments)
 
 
 def test_training_the_same_path_on_the_cpu(tmp_path: Path) -> None:
@@ -38,6 +37,31 @@ def test_training_the_same_path_on_the_cpu(tmp_path: Path) -> None:
 def test_without_a_gpu_it_says_so(name: str) -> None:
     done = check(name)
     assert done.returncode == 5 and done.stderr.startswith("error: no CUDA device")
+
+
+def test_lengths_that_are_no_numbers_are_the_users_to_mend() -> None:
+    done = check("attention", "--lengths", "4k,many", "--device", DEVICE)
+    assert done.returncode == 2 and done.stderr == (
+        "error: --lengths: 'many' is not a number of tokens; write for example 4k,16k or 512.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("slow", "lengths", "expected"),
+    [
+        ([131072], [4096, 65536, 131072], 65536),
+        ([4096, 16384], [4096, 16384, 65536], 16384),
+        ([131072], [131072], 131072),
+        ([512], [256, 512], 512),
+    ],
+)
+def test_a_length_to_diagnose_is_always_found(
+    slow: list[int], lengths: list[int], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from gpu_attention import diagnosed
+
+    assert diagnosed(slow, lengths) == expected
 
 
 def rehearse(out: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:

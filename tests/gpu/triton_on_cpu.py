@@ -71,10 +71,10 @@ def main() -> None:
     def geometry(plan: Any) -> Geometry:
         return Geometry(plan.length, plan.n_far, plan.n_tokens, 128)
 
-    def attend(q: Any, k: Any, v: Any, k_far: Any, v_far: Any, mask: Any) -> torch.Tensor:
+    def attend(x: Any, mask: Any) -> torch.Tensor:
         """``flex.attend`` as on a GPU, with tiles that the interpreter is quick with."""
         joint = mask.geometry
-        rows, keys, values = joint.pad_rows(q), joint.join_keys(k_far, k), joint.join_keys(v_far, v)
+        rows, keys, values = joint.pad_rows(x.q), joint.join_keys(x.k_far, x.k), joint.join_keys(x.v_far, x.v)
         call = flex._compiled_for(rows, keys, mask.shape_class)
         return call(rows, keys, values, mask.block_mask, scale, tiles)[:, :, : joint.rows]
 
@@ -86,9 +86,9 @@ def main() -> None:
         assert mask.full_tiles if plan is whole else counts[0] != counts[1], counts
         results = []
         for attention, argument in ((attend, (mask,)), (dense_attention, (plan, scale))):
-            given = [x if x is None else x.requires_grad_() for x in inputs(plan, 2, 1, 16, torch.float32)]
-            out = attention(*given, *argument)
-            leaves = [x for x in given if x is not None]
+            given = inputs(plan, 2, 1, 16, torch.float32)
+            leaves = [x.requires_grad_() for x in given if x is not None]
+            out = attention(given, *argument)
             results.append([out.detach(), *torch.autograd.grad(out.square().sum(), leaves)])
         names = ("output", "grad q", "grad k", "grad v", "grad k_far", "grad v_far")
         for name, ours, oracle in zip(names[: len(results[0])], *results, strict=True):

@@ -24,6 +24,7 @@ from refractor_megatron.fabric.spec import ContextPart, MaskSpec, RetrievedSpec,
 from refractor_megatron.training.parity import parse_grid
 from tests.corpus import write_corpus
 from tests.ranks import in_threads
+from tests.warm import warm_ranks
 
 SLIDING, HYBRID = LocalPattern("sliding", 14), LocalPattern("hybrid", 8, 2, 4)
 RETRIEVED = RetrievedSpec(chunk=8, fan_in=3)
@@ -117,7 +118,8 @@ def test_grids_equal_one_rank(tmp_path: Path) -> None:
     arguments = ["parity", "--corpus", str(write_corpus(tmp_path / "text")), "--data-root", str(tmp_path / "data")]
     arguments += ["train.seq_len=256", "model.context_max=256", "train.optimizer.lr=1e-3"]
     arguments += ["train.schedule.cosine.min_lr=1e-4", "router.lb.lambda_ent=0.1"]
-    assert main([*arguments, "--grids", "cp2,cp4,tp2cp2", "--steps", "10", "--out", str(out)]) == 0
+    with warm_ranks():
+        assert main([*arguments, "--grids", "cp2,cp4,tp2cp2", "--steps", "10", "--out", str(out)]) == 0
     table = json.loads(out.read_text())["grids"]
     assert {name: row["ranks"] for name, row in table.items()} == {"cp2": 2, "cp4": 4, "tp2cp2": 4}
     for name, row in table.items():

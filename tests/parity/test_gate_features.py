@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from refractor_megatron.cli import main
+from tests.warm import warm_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.gloo, pytest.mark.timeout(600)]
 
@@ -40,6 +41,9 @@ def test_routers_read_the_records_of_their_own_tokens(tmp_path: Path) -> None:
     out = tmp_path / "parity.json"
     arguments = ["parity", "--corpus", str(write_conversations(tmp_path / "text")), "--data-root", str(tmp_path / "d")]
     arguments += ["train.optimizer.lr=1e-3", "train.schedule.cosine.min_lr=1e-4", "router.gate_features=true"]
-    assert main([*arguments, "--grids", "tp2,cp2,tp2cp2", "--steps", "4", "--out", str(out)]) == 0
-    for row in json.loads(out.read_text())["grids"].values():
+    with warm_ranks():
+        assert main([*arguments, "--grids", "tp2,cp2,tp2cp2", "--steps", "4", "--out", str(out)]) == 0
+    table = json.loads(out.read_text())["grids"]
+    assert set(table) == {"tp2", "cp2", "tp2cp2"}
+    for row in table.values():
         assert row["gradient"] <= 1e-4 and row["parameters"] == 22  # nano's 20 and a table for each of two routers

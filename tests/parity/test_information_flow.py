@@ -71,15 +71,21 @@ BANK = RetrievalBank(
 def test_unreachable_positions_keep_their_logits(
     name: str, variant: str, record_property: Callable[[str, object], None]
 ) -> None:
-    _change_tokens(name, VARIANTS[variant], record_property)
+    leak, influenced = _change_tokens(name, VARIANTS[variant], record_property)
+    assert leak <= 1e-12, "no path, no change"
+    assert influenced > 100, "the test must see influence where influence is legal"
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_in_the_dense_backend_too(name: str, record_property: Callable[[str, object], None]) -> None:
-    _change_tokens(name, ["relation.backend=dense"], record_property)
+    leak, influenced = _change_tokens(name, ["relation.backend=dense"], record_property)
+    assert leak <= 1e-12 and influenced > 100
 
 
-def _change_tokens(name: str, overrides: list[str], record_property: Callable[[str, object], None]) -> None:
+def _change_tokens(
+    name: str, overrides: list[str], record_property: Callable[[str, object], None]
+) -> tuple[float, int]:
+    """Changes every 17th token -> the largest change of a logit it cannot reach, how many positions it did change."""
     long = any("L_switch" in text for text in overrides)
     cfg = tiny("model.n_layers=3", "model.init_std=0.2", *([] if long else ["relation.local.window=24"]), *overrides)
     engine = engine_of(cfg, bank=BANK if cfg.relation.retrieval.enabled else None)
@@ -106,7 +112,7 @@ def _change_tokens(name: str, overrides: list[str], record_property: Callable[[s
     record_property("largest change where no path leads", f"{leak:.1e}")
     record_property("of such positions unchanged bit for bit", f"{exact}/{hidden_logits}")
     record_property("positions changed where a path leads", seen)
-    assert seen > 100, "the test must see influence where influence is legal"
+    return leak, seen
 
 
 def _retrieval(cfg: RunConfig) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

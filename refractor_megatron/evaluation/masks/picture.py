@@ -59,8 +59,10 @@ class Picture:
     def summary_line(self) -> str:
         """Sizes and edges in one line."""
         counts = ", ".join(f"{count} {tier}" for tier, count in self.edges().items())
-        causal = self.length * (self.length + 1) // 2
-        return f"{self.length} {self.conversation.unit}; edges: {counts}, of {causal} causal pairs"
+        pairs = f"{self.length * (self.length + 1) // 2} causal pairs"
+        if not self.rules.causal:
+            pairs = f"{self.length**2} pairs in either order"
+        return f"{self.length} {self.conversation.unit}; edges: {counts}, of {pairs}"
 
 
 def compile_picture(conversation: Conversation, rules: CompiledRules, spec: MaskSpec, policy: int = 3) -> Picture:
@@ -88,17 +90,19 @@ def compile_picture(conversation: Conversation, rules: CompiledRules, spec: Mask
 
 
 def _reasons(records: npt.NDArray[np.int32], rules: CompiledRules) -> npt.NDArray[np.uint8]:
-    """uint8 [L, L]: UNREAD where the key is legal, else why it is not (the first of document, rule, segment, order)."""
+    """uint8 [L, L]: UNREAD where the key is legal, else why it is not (the first of document, segment, rule, order)."""
     length = len(records)
     legal = compile_intervals(records, rules, FULL).rows.dense(length, 0, length)
     document, segment, kind = records[:, 0], records[:, 1], token_types(records)
     cells = np.full((length, length), Cell.FUTURE, dtype=np.uint8)
     past = np.tri(length, dtype=np.bool_)
-    cells[past] = Cell.SEGMENT
-    cells[past & ~rules.table[kind[:, None], kind]] = Cell.RULE
-    cells[past & (document[:, None] != document)] = Cell.DOCUMENT
-    explained = (segment[:, None] != segment) & ~rules.shared[kind]
-    assert (legal | explained | (cells != Cell.SEGMENT)).all(), "an edge is missing without a reason"
+    forbidden = past & ~rules.table[kind[:, None], kind]
+    cells[forbidden] = Cell.RULE
+    apart = past & (segment[:, None] != segment) & ~rules.shared[kind]
+    cells[apart] = Cell.SEGMENT
+    other = past & (document[:, None] != document)
+    cells[other] = Cell.DOCUMENT
+    assert (legal | forbidden | apart | other | ~past).all(), "an edge is missing without a reason"
     cells[legal] = Cell.UNREAD
     return cells
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...distinction.roles import SCOPE_BITS
+from .lettering import drawable, text_width
 from .picture import Cell, Picture
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ _SIDE = 880
 _MARGIN, _TITLE, _LABELS, _BAND, _GAP, _LEGEND = 28, 148, 214, 14, 8, 230
 #: From one entry of the legend to the next, and from the last one to the next heading.
 _ENTRY, _BLOCK = 21, 36
+#: Sizes of title and subtitle.
+_TITLE_SIZE, _SUBTITLE_SIZE = 19, 12
 
 
 def save(picture: Picture, path: Path, title: str) -> None:
@@ -57,10 +60,28 @@ def draw(picture: Picture, title: str) -> Figure:
     """The figure, in whole pixels for each cell."""
     from matplotlib.figure import Figure
 
-    page = _Page.of(picture)
+    title = drawable(_shortened(f"Who reads whom: {title}", 120), bold=True)
+    page = _Page.of(picture, title, _subtitle(picture))
     figure = Figure(figsize=(page.width / _DPI, page.height / _DPI), dpi=_DPI, facecolor="white")
     _Drawing(figure, picture, page).everything(title)
     return figure
+
+
+def _subtitle(picture: Picture) -> str:
+    spec = picture.spec
+    local = f"{spec.local.kind} window of {spec.local.window}"
+    if spec.local.kind in ("dilated", "hybrid"):
+        local += f", dilation {spec.local.dilation} in units of {spec.local.unit}"
+    parts = [f"{_many(picture.length, picture.conversation.unit[:-1])}, one cell each", local]
+    if spec.summary is not None:
+        summaries = f"{_many(spec.summary.per_block, 'summary')} for every {_many(spec.summary.block_size, 'cell')}"
+        if spec.summary.levels == 2:
+            summaries += f" and for groups of {spec.summary.fanout} such blocks"
+        parts.append(summaries)
+    if spec.retrieved is not None:
+        parts.append(f"{_many(spec.retrieved.fan_in, 'record')} for every {_many(spec.retrieved.chunk, 'cell')}")
+    parts.append(f"rules {picture.rules.digest[:12]}")
+    return "   ·   ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -80,7 +101,7 @@ class _Page:
     height: int
 
     @classmethod
-    def of(cls, picture: Picture) -> _Page:
+    def of(cls, picture: Picture, title: str, subtitle: str) -> _Page:
         length = picture.length
         cell = max(1, min(16, round(_SIDE / length)))
         far_cell = max(cell, 4)
@@ -92,6 +113,8 @@ class _Page:
         retrieved = far_cell * picture.retrieved.shape[1]
         token_left = left + sum(width + round(2 * _GAP * scale) for width in (summary, retrieved) if width)
         width = token_left + side + round(scale * (3 * _GAP + _LEGEND + _MARGIN))
+        lines = max(text_width(title, _TITLE_SIZE, bold=True), text_width(subtitle, _SUBTITLE_SIZE))
+        width = max(width, round(scale * (2 * _MARGIN + lines)))
         legend = sum(_BLOCK + _ENTRY * len(entries) for _, entries in _legend_blocks(picture))
         height = top + max(side, round(scale * legend)) + round(scale * (_MARGIN + _BAND))
         return cls(scale, cell, far_cell, left, top, side, summary, retrieved, token_left, width, height)
@@ -145,21 +168,13 @@ class _Drawing:
         """Text at a pixel of the page; size in pixels at scale 1, of an em."""
         page = self.page
         settings: dict[str, Any] = {"color": INK, "va": "center", "fontsize": size * page.scale * 72 / _DPI} | style
-        self.figure.text(x / page.width, 1 - y / page.height, text, **settings)
+        # Words of a message are no TeX, whatever they hold.
+        self.figure.text(x / page.width, 1 - y / page.height, text, parse_math=False, **settings)
 
     def _title(self, title: str) -> None:
-        page, picture, spec = self.page, self.picture, self.picture.spec
-        self._text(page.px(_MARGIN), page.px(_MARGIN + 10), f"Who reads whom: {title}", 19, fontweight="bold")
-        local = f"{spec.local.kind} window of {spec.local.window}"
-        if spec.local.kind in ("dilated", "hybrid"):
-            local += f", dilation {spec.local.dilation} in units of {spec.local.unit}"
-        parts = [f"{_many(picture.length, picture.conversation.unit[:-1])}, one cell each", local]
-        if spec.summary is not None:
-            parts.append(f"{_many(spec.summary.per_block, 'summary')} for every {spec.summary.block_size} cells")
-        if spec.retrieved is not None:
-            parts.append(f"{_many(spec.retrieved.fan_in, 'record')} for every {spec.retrieved.chunk} cells")
-        parts.append(f"rules {picture.rules.digest[:12]}")
-        self._text(page.px(_MARGIN), page.px(_MARGIN + 38), "   ·   ".join(parts), 12, color=MUTED)
+        page = self.page
+        self._text(page.px(_MARGIN), page.px(_MARGIN + 10), title, _TITLE_SIZE, fontweight="bold")
+        self._text(page.px(_MARGIN), page.px(_MARGIN + 38), _subtitle(self.picture), _SUBTITLE_SIZE, color=MUTED)
 
     def _band(self, left: int, top: int, width: int, height: int, *, upright: bool) -> None:
         axes = self._axes(left, top, width, height)
@@ -175,19 +190,18 @@ class _Drawing:
         centres = [page.top + (m.start + m.stop) / 2 * page.cell for m in self.messages]
         low, high = page.top + px(7), page.top + page.side - px(7)
         two_lines = _spread(centres, px(34), low + px(7), high - px(7))
-        places = two_lines or _spread(centres, px(13), low, high)
-        if places is None:  # more messages than lines: the bands must do
-            return
+        step, places = (1, two_lines) if two_lines else _spread_some(centres, px(13), low, high)
         leaders = self._axes(right - px(14), 0, px(14), page.height)
-        for message, centre, y in zip(self.messages, centres, places, strict=True):
+        for message, centre, y in zip(self.messages[::step], centres[::step], places, strict=True):
             leaders.plot([px(1), px(6), px(13)], [y, centre, centre], color=LINE, linewidth=0.8)
             first = y - px(8) if two_lines else y
             style = {"ha": "right", "fontweight": "bold"}
             self._text(right - px(20), first, self.roles[message.role], 12, color=_role_colour(message.role), **style)
             scopes = " ".join(f"+{_short(bit.name)}" for bit in SCOPE_BITS if message.bits & bit)
-            self._text(right - px(94), first, scopes, 9.5, color=ALARM, **style)
+            beside = max(94, 30 + text_width(self.roles[message.role], 12, bold=True))
+            self._text(right - px(beside), first, scopes, 9.5, color=ALARM, **style)
             if two_lines:
-                text = _shortened(message.text, 32)
+                text = _fitted(message.text, 10.5, _LABELS - 20)
                 self._text(right - px(20), y + px(8), text, 10.5, color=MUTED, ha="right")
 
     def _column_labels(self) -> None:
@@ -197,11 +211,11 @@ class _Drawing:
         centres = [page.token_left + (m.start + m.stop) / 2 * page.cell for m in self.messages]
         level = all((m.stop - m.start) * page.cell > px(9) * len(self.roles[m.role]) for m in self.messages)
         edge = page.token_left + page.side
-        places = centres if level else _spread(centres, px(13), page.token_left + px(6), edge - px(6))
-        if places is None:
-            return
+        step, places = 1, centres
+        if not level:
+            step, places = _spread_some(centres, px(13), page.token_left + px(6), edge - px(6))
         leaders = self._axes(0, top - px(14), page.width, px(14))
-        for message, centre, x in zip(self.messages, centres, places, strict=True):
+        for message, centre, x in zip(self.messages[::step], centres[::step], places, strict=True):
             style: dict[str, Any] = {"color": _role_colour(message.role), "ha": "center", "fontweight": "bold"}
             if level:
                 self._text(x, top - px(11), self.roles[message.role], 11, **style)
@@ -216,16 +230,25 @@ class _Drawing:
         axes.imshow(image, extent=(0, width, page.side, 0), interpolation="nearest", aspect="auto")
         self._boundaries(axes, keys=False)
         _frame(axes, width, page.side)
-        summary = self.picture.spec.summary
-        if name == "summaries" and summary is not None and page.far_cell * summary.per_block >= 6:
-            for x in range(0, width + 1, page.far_cell * summary.per_block):
-                axes.axvline(x, color=LINE, linewidth=0.5)
-        narrow = width < px(64)
+        summary, groups = self.picture.spec.summary, 0
+        if name == "summaries" and summary is not None:
+            groups = summary.counts(self.picture.length)[0] * page.far_cell
+            if page.far_cell * summary.per_block >= 6:
+                for x in range(0, width + 1, page.far_cell * summary.per_block):
+                    axes.axvline(x, color=LINE, linewidth=0.5)
+        labels = [(name, left, width)]
+        if groups:  # summaries of groups stand before those of blocks
+            axes.axvline(groups, color=INK, linewidth=1.2)
+            labels = [("groups", left, groups), ("blocks", left + groups, width - groups)]
+        narrow = any(size < px(64) for _, _, size in labels)
         y = page.top - px(_GAP) - (0 if narrow else px(_BAND) / 2)
-        self._text(
-            left + width / 2, y, name, 11, color=colour, ha="center", va="bottom" if narrow else "center",
-            rotation=90 if narrow else 0, fontweight="bold",
-        )  # fmt: skip
+        centres = [start + size / 2 for _, start, size in labels]
+        places = _spread(centres, px(13), left - px(_GAP), left + width + px(_GAP)) or centres
+        for (label, _, _), middle in zip(labels, places, strict=True):
+            self._text(
+                middle, y, label, 11, color=colour, ha="center", va="bottom" if narrow else "center",
+                rotation=90 if narrow else 0, fontweight="bold",
+            )  # fmt: skip
 
     def _token_panel(self) -> None:
         page, cells = self.page, self.picture.cells
@@ -237,7 +260,7 @@ class _Drawing:
 
     def _boundaries(self, axes: Axes, *, keys: bool) -> None:
         """Thin lines between messages, dark ones between documents."""
-        if self.page.side < 6 * len(self.messages):
+        if self.page.side < 12 * len(self.messages):  # they would cover the cells
             return
         for before, message in zip(self.messages, self.messages[1:], strict=False):
             at = message.start * self.page.cell
@@ -262,12 +285,12 @@ class _Drawing:
 
 def _legend_blocks(picture: Picture) -> list[tuple[str, list[tuple[str, str]]]]:
     """Headings, each with its (colour, text) entries."""
-    edges, spec = picture.edges(), picture.spec
-    tiers = [(LOCAL, f"local: {edges['local']:,} edges")]
-    if spec.summary is not None:
-        tiers.append((SUMMARY, f"summaries: {edges['summary']:,} edges"))
-    if spec.retrieved is not None:
-        tiers.append((RETRIEVED, f"retrieved: {edges['retrieved']:,} edges"))
+    edges = picture.edges()
+    tiers = [(LOCAL, f"local: {_many(edges['local'], 'edge')}")]
+    if picture.summary.size:
+        tiers.append((SUMMARY, f"summaries: {_many(edges['summary'], 'edge')}"))
+    if picture.retrieved.size:
+        tiers.append((RETRIEVED, f"retrieved: {_many(edges['retrieved'], 'edge')}"))
     present = [cell for cell in CELL_TEXT if (picture.cells == cell).any()]
     used = sorted({message.role for message in picture.conversation.messages})
     return [
@@ -292,6 +315,24 @@ def _many(number: int, noun: str) -> str:
 
 def _shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def _fitted(text: str, size: float, width: float) -> str:
+    """The beginning of a text that is at most ``width`` wide, in pixels at scale 1."""
+    most = 32
+    text = drawable(text[: 4 * most])
+    while text_width(_shortened(text, most), size) > width:
+        most -= 1
+    return _shortened(text, most)
+
+
+def _spread_some(wanted: Sequence[float], gap: float, low: float, high: float) -> tuple[int, list[float]]:
+    """(n, places of every n-th): n = 1 if all have room. n is odd, so that two roles in turn are both named."""
+    for step in range(1, len(wanted) + 2, 2):
+        places = _spread(wanted[::step], gap, low, high)
+        if places is not None:
+            return step, places
+    raise AssertionError((gap, low, high))
 
 
 def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float] | None:

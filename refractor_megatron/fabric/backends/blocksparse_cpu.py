@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from refractor_megatron.fabric.backends.interface import Attention
+from refractor_megatron.distinction.intervals import IntArray
+from refractor_megatron.distinction.rules import BoolTable
+from refractor_megatron.fabric.backends.interface import Attention, AttentionInputs
 from refractor_megatron.fabric.layout import Layout, Visit
 from refractor_megatron.fabric.plan import MaskPlan
 
@@ -113,17 +115,9 @@ def matmul_kernel() -> Kernel:
     return Kernel("matrix products", run, run_backward)
 
 
-def _forward(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_far: torch.Tensor | None,
-    v_far: torch.Tensor | None,
-    layout: Layout,
-    scale: float,
-    kernel: Kernel,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward(x: AttentionInputs, layout: Layout, scale: float, kernel: Kernel) -> tuple[torch.Tensor, torch.Tensor]:
     """-> out [b, h, rows, d] in the dtype of q, log-sum-exp [b, h, rows] in float32 or wider, -inf without keys."""
+    q, k, v, k_far, v_far = x
     wide = torch.promote_types(q.dtype, torch.float32)
     group = q.shape[1] // k.shape[1]
     out = _rows_like(q, wide, layout)
@@ -170,17 +164,17 @@ class _BlockSparse(torch.autograd.Function):
         v: torch.Tensor,
         k_far: torch.Tensor | None,
         v_far: torch.Tensor | None,
-        plan: MaskPlan,
+        layout: Layout,
         scale: float,
         kernel: Kernel,
     ) -> torch.Tensor:
-        q, k, v = _dense_rows(q), _dense_rows(k), _dense_rows(v)
-        k_far, v_far = (None if x is None else _dense_rows(x) for x in (k_far, v_far))
-        out, lse = _forward(q, k, v, k_far, v_far, plan.layout, scale, kernel)
+        far = (None if x is None else _dense_rows(x) for x in (k_far, v_far))
+        inputs = AttentionInputs(_dense_rows(q), _dense_rows(k), _dense_rows(v), *far)
+        out, lse = _forward(inputs, layout, scale, kernel)
         # A row without keys: scores of -inf less any finite number give weights of zero.
         lse.masked_fill_(lse == float("-inf"), 0.0)
-        ctx.save_for_backward(q, k, v, k_far, v_far, out, lse)
-        ctx.layout, ctx.scale, ctx.kernel = plan.layout, scale, kernel
+        ctx.save_for_backward(*inputs, out, lse)
+        ctx.layout, ctx.scale, ctx.kernel = layout, scale, kernel
         return out
 
     @staticmethod
@@ -266,35 +260,18 @@ def _bias(layout: Layout, visit: Visit, dtype: torch.dtype, group: int) -> torch
 def blocksparse_attention(kernel: Kernel) -> Attention:
     """The backend function over the given kernel."""
 
-    def attention(
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        k_far: torch.Tensor | None,
-        v_far: torch.Tensor | None,
-        plan: MaskPlan,
-        scale: float,
-    ) -> torch.Tensor:
-        out: torch.Tensor = _BlockSparse.apply(q, k, v, k_far, v_far, plan, scale, kernel)  # type: ignore[no-untyped-call]
+    def attention(x: AttentionInputs, plan: MaskPlan, scale: float) -> torch.Tensor:
+        out: torch.Tensor = _BlockSparse.apply(*x, plan.layout, scale, kernel)  # type: ignore[no-untyped-call]
         return out
 
     return attention
 
 
-@torch.no_grad()
-def attention_with_lse(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_far: torch.Tensor | None,
-    v_far: torch.Tensor | None,
-    plan: MaskPlan,
-    scale: float,
-    kernel: Kernel,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward only: out [b, h, rows, d] and log-sum-exp [b, h, rows] of the legal scores, -inf for rows without keys.
+def blocksparse_pairs(plan: MaskPlan, device: torch.device) -> int:
+    """``Backend.visited_pairs``: those of the layout's visits."""
+    return plan.layout.visited_pairs
 
-    With plans of single tiers, weights softmax(lse over tiers) merge their outputs into the joint one.
-    """
-    k_far, v_far = (None if x is None else _dense_rows(x) for x in (k_far, v_far))
-    return _forward(_dense_rows(q), _dense_rows(k), _dense_rows(v), k_far, v_far, plan.layout, scale, kernel)
+
+def blocksparse_edges(plan: MaskPlan, sample: int, rows: IntArray, device: torch.device) -> BoolTable:
+    """``Backend.executed``: read back from the layout's visits."""
+    return plan.layout.edges(sample, rows)

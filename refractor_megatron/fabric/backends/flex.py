@@ -32,8 +32,10 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as library
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from refractor_megatron.distinction.intervals import IntArray
+from refractor_megatron.distinction.rules import BoolTable
 from refractor_megatron.fabric.backends.flex_mask import FlexMask, flex_mask
-from refractor_megatron.fabric.backends.interface import Attention
+from refractor_megatron.fabric.backends.interface import Attention, AttentionInputs
 from refractor_megatron.fabric.plan import MaskPlan
 
 _log = logging.getLogger(__name__)
@@ -52,32 +54,31 @@ _compiled: dict[tuple[object, ...], _Call] = {}
 def flex_backend(block: int = BLOCK, options: Mapping[str, Any] | None = None) -> Attention:
     """The backend function with tiles of ``block``; options: flex attention's ``kernel_options`` (CUDA)."""
 
-    def attention(
-        q: Tensor, k: Tensor, v: Tensor, k_far: Tensor | None, v_far: Tensor | None, plan: MaskPlan, scale: float
-    ) -> Tensor:
-        return attend(q, k, v, k_far, v_far, flex_mask(plan, q.device, block), scale, options)
+    def attention(x: AttentionInputs, plan: MaskPlan, scale: float) -> Tensor:
+        return attend(x, flex_mask(plan, x.q.device, block), scale, options)
 
     return attention
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_far: Tensor | None,
-    v_far: Tensor | None,
-    mask: FlexMask,
-    scale: float,
-    options: Mapping[str, Any] | None = None,
-) -> Tensor:
-    """Attention under a lowered mask; tensors as in ``fabric.attention``."""
+def attend(x: AttentionInputs, mask: FlexMask, scale: float, options: Mapping[str, Any] | None = None) -> Tensor:
+    """Attention under a lowered mask."""
     joint = mask.geometry
-    rows, keys, values = joint.pad_rows(q), joint.join_keys(k_far, k), joint.join_keys(v_far, v)
-    if q.device.type != "cuda":
+    rows, keys, values = joint.pad_rows(x.q), joint.join_keys(x.k_far, x.k), joint.join_keys(x.v_far, x.v)
+    if x.q.device.type != "cuda":
         return _uncompiled(rows, keys, values, mask.block_mask, scale)[:, :, : joint.rows]
     given = {"FLOAT32_PRECISION": "'ieee'", **(options or {})}
     call = _compiled_for(rows, keys, (*mask.shape_class, joint.block, *sorted(given.items())))
     return call(rows, keys, values, mask.block_mask, scale, given)[:, :, : joint.rows]
+
+
+def visited_pairs(plan: MaskPlan, device: torch.device) -> int:
+    """``Backend.visited_pairs``: those of the listed tiles. (The CPU's dense forward computes all pairs.)"""
+    return flex_mask(plan, device, BLOCK).visited_pairs
+
+
+def executed(plan: MaskPlan, sample: int, rows: IntArray, device: torch.device) -> BoolTable:
+    """``Backend.executed``: read back from the lists and tables that the kernel takes. (The CPU ignores the lists.)"""
+    return flex_mask(plan, device, BLOCK).edges(sample, rows)
 
 
 def missing(device: torch.device) -> str | None:

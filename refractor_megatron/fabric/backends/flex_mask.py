@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from refractor_megatron.distinction.intervals import Rows, merged
+from refractor_megatron.distinction.intervals import IntArray, Rows, merged
 from refractor_megatron.distinction.lowerings import BlockKind, block_map
+from refractor_megatron.distinction.rules import BoolTable
 from refractor_megatron.fabric.joint import SampleKeys
 from refractor_megatron.fabric.plan import MaskPlan
 
@@ -110,6 +111,27 @@ class FlexMask:
         """(query, key) pairs that the kernel computes per head, masked ones included."""
         return (self.partial_tiles + self.full_tiles) * self.geometry.block**2
 
+    def edges(self, sample: int, rows: IntArray) -> BoolTable:
+        """bool [len(rows), n_far + n_tokens + padding]: the joint keys, then the padding, that the kernel lets rows of
+        a sample read: everything in the full tiles that it visits, and what ``mask_mod`` allows in the partial ones.
+        """
+        joint, lists = self.geometry, self.block_mask
+        table = sample if len(self.samples) > 1 else 0
+        q, k = (torch.from_numpy(x).to(lists.kv_indices.device) for x in (rows, np.arange(joint.padded_keys)))
+        legal = lists.mask_mod(q.new_tensor(table), q.new_tensor(0), q[:, None], k[None]).cpu().numpy()
+        assert lists.full_kv_num_blocks is not None and lists.full_kv_indices is not None
+        partial, full = (
+            _listed(count[table, 0], index[table, 0])[rows // joint.block].repeat(joint.block, axis=1)
+            for count, index in (
+                (lists.kv_num_blocks, lists.kv_indices),
+                (lists.full_kv_num_blocks, lists.full_kv_indices),
+            )
+        )
+        seen = partial & legal | full
+        tokens = slice(joint.first_token, joint.first_token + joint.n_tokens)
+        gap, tail = seen[:, joint.n_far : tokens.start], seen[:, tokens.stop :]
+        return np.concatenate([seen[:, : joint.n_far], seen[:, tokens], gap, tail], axis=1)
+
 
 _of_plan: WeakKeyDictionary[MaskPlan, dict[tuple[torch.device, int], FlexMask]] = WeakKeyDictionary()
 _of_samples: WeakValueDictionary[tuple[object, ...], FlexMask] = WeakValueDictionary()
@@ -121,6 +143,8 @@ def flex_mask(plan: MaskPlan, device: torch.device, block: int) -> FlexMask:
     Made once for a plan and shared by all layers and passes; plans whose samples are the same objects, as those of
     plain batches are, share it too. It lives as long as a plan that uses it.
     """
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())  # as tensors name it
     masks = _of_plan.setdefault(plan, {})
     found = masks.get((device, block))
     if found is None:
@@ -255,6 +279,14 @@ def _block_lists(wanted: npt.NDArray[np.bool_], device: torch.device) -> tuple[T
     index = np.zeros(wanted.shape, dtype=np.int32)
     index[sample, row, np.arange(len(column)) - first[sample, row]] = column
     return _on(count, device).unsqueeze(1), _on(index, device).unsqueeze(1)
+
+
+def _listed(count: Tensor, index: Tensor) -> BoolTable:
+    """Inverse of ``_block_lists`` for one sample: numbers [nq], indices [nq, nk] -> bool [nq, nk]."""
+    out = np.zeros(index.shape, dtype=np.bool_)
+    row, nth = np.nonzero(np.arange(index.shape[1]) < count.cpu().numpy()[:, None])
+    out[row, index.cpu().numpy()[row, nth]] = True
+    return out
 
 
 def _on(array: npt.NDArray[np.int32], device: torch.device) -> Tensor:

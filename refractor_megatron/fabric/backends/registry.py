@@ -2,8 +2,8 @@
 
 ``auto`` means: on CPU ``blocksparse_cpu``, on CUDA ``flex``, whatever the length, so that a run's short evaluations
 have the arithmetic of its training. Elsewhere ``dense`` up to its length limit, else an error that names what is
-missing. A named backend is used or refused, never replaced. Every backend but the oracle proves itself on a 256-token
-probe against the oracle, forward and gradients, before its first use in a process.
+missing. A named backend is used or refused, never replaced. A backend proves itself on a 256-token probe against the
+oracle in float64, forward and gradients, before its first use in a process on a kind of device and in a dtype.
 """
 
 from __future__ import annotations
@@ -13,13 +13,22 @@ from dataclasses import dataclass
 
 import torch
 
+from refractor_megatron.distinction.intervals import IntArray
 from refractor_megatron.distinction.lowerings import DENSE_LIMIT
+from refractor_megatron.distinction.rules import BoolTable
 from refractor_megatron.errors import CapabilityError
 from refractor_megatron.fabric.backends import flex
-from refractor_megatron.fabric.backends.blocksparse_cpu import blocksparse_attention, flash_kernel, matmul_kernel
-from refractor_megatron.fabric.backends.dense import dense_attention
-from refractor_megatron.fabric.backends.interface import Attention
+from refractor_megatron.fabric.backends.blocksparse_cpu import (
+    blocksparse_attention,
+    blocksparse_edges,
+    blocksparse_pairs,
+    flash_kernel,
+    matmul_kernel,
+)
+from refractor_megatron.fabric.backends.dense import dense_attention, dense_edges, dense_pairs
+from refractor_megatron.fabric.backends.interface import Attention, AttentionInputs
 from refractor_megatron.fabric.backends.selftest import prove
+from refractor_megatron.fabric.plan import MaskPlan
 
 _FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16})
 _AUTO = {"cpu": "blocksparse_cpu", "cuda": "flex"}
@@ -51,11 +60,16 @@ def _nothing_missing(device: torch.device) -> str | None:
 class Backend:
     """A named attention function with its capability flags, for one group of devices or for several.
 
-    detail: which kernel runs and why; missing: what this process lacks to run it on a device, or None.
+    visited_pairs: (plan, device) -> (query, key) pairs that the kernel computes there per head, over the batch;
+    executed: (plan, sample, ascending rows, device) -> bool [rows, n_far + n_tokens, then any padding], the joint keys
+    that each row is let read, from the tables that the kernel takes; detail: which kernel runs and why; missing: what
+    this process lacks to run it on a device, or None.
     """
 
     name: str
     attention: Attention
+    visited_pairs: Callable[[MaskPlan, torch.device], int]
+    executed: Callable[[MaskPlan, int, IntArray, torch.device], BoolTable]
     capabilities: tuple[Capabilities, ...]
     detail: str
     missing: Callable[[torch.device], str | None] = _nothing_missing
@@ -65,8 +79,9 @@ class Backend:
         holding = (can for can in self.capabilities if can.devices is None or device.type in can.devices)
         return next(holding, None)
 
-    def refusal(self, q: torch.Tensor, k: torch.Tensor) -> str | None:
+    def refusal(self, x: AttentionInputs) -> str | None:
         """Why this backend cannot serve the request, or None."""
+        q, k = x.q, x.k
         can = self.on(q.device)
         if can is None:
             devices = sorted(device for flags in self.capabilities for device in flags.devices or ())
@@ -81,7 +96,7 @@ class Backend:
             return f"needs as many key heads as query heads, not {k.shape[1]} and {q.shape[1]}"
         if not can.rectangular and q.shape[2] != k.shape[2]:
             return f"needs as many keys as queries, not {k.shape[2]} and {q.shape[2]} (context parallelism)"
-        if not can.backward and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
+        if not can.backward and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in x):
             return f"has no backward pass on {q.device.type}"
         if not can.deterministic and torch.are_deterministic_algorithms_enabled():
             return "is not deterministic, which torch.use_deterministic_algorithms asks for"
@@ -108,49 +123,68 @@ def describe() -> dict[str, str]:
     return {backend.name: backend.detail for backend in _backends.values()}
 
 
-def select(name: str, q: torch.Tensor, k: torch.Tensor) -> Backend:
-    """The backend for this request. Errors: ``CapabilityError`` naming the backend and what is missing."""
-    device = q.device.type
-    chosen = _AUTO.get(device, "dense") if name == "auto" else name
-    backend = _backends.get(chosen)
-    if backend is None:
+def named(name: str, device: torch.device) -> Backend:
+    """The backend that ``relation.backend`` means on a device. Errors: ``CapabilityError`` for an unknown name."""
+    chosen = _AUTO.get(device.type, "dense") if name == "auto" else name
+    if chosen not in _backends:
         raise CapabilityError(f"relation.backend {chosen!r} does not exist; choose auto, {', '.join(available())}.")
-    refusal = backend.refusal(q, k)
+    return _backends[chosen]
+
+
+def visited_pairs(backend: str | Backend, plan: MaskPlan, device: torch.device) -> int:
+    """(query, key) pairs that a backend computes for a plan on a device: per head, over the batch.
+
+    backend: a name, ``auto`` among them, or what ``select`` gave. Errors: ``CapabilityError`` for an unknown name.
+    """
+    return (named(backend, device) if isinstance(backend, str) else backend).visited_pairs(plan, device)
+
+
+def select(name: str, x: AttentionInputs) -> Backend:
+    """The backend for this request. Errors: ``CapabilityError`` naming the backend and what is missing."""
+    backend = named(name, x.q.device)
+    refusal = backend.refusal(x)
     if refusal is not None:
-        ways = " or ".join(other.name for other in _backends.values() if other.refusal(q, k) is None)
-        raise CapabilityError(
-            f"relation.backend {name}: {chosen} {refusal}; "
-            + (f"use {ways}." if ways else f"no backend of this version serves {q.shape[2]} tokens on {device}.")
-        )
+        nothing = f"no backend of this version serves {x.q.shape[2]} tokens on {x.q.device.type}"
+        raise CapabilityError(f"relation.backend {name}: {backend.name} {refusal}; {_others(backend, x) or nothing}.")
     return backend
 
 
-def resolve(name: str, q: torch.Tensor, k: torch.Tensor) -> Attention:
+def _others(backend: Backend, x: AttentionInputs) -> str:
+    """A way out by the other backends that serve the request, empty where none does."""
+    names = " or ".join(other.name for other in _backends.values() if other is not backend and not other.refusal(x))
+    return names and f"use {names}"
+
+
+def resolve(name: str, x: AttentionInputs) -> Attention:
     """``select``, then the self-test where this backend has not run on this device and dtype before."""
-    backend = select(name, q, k)
-    proof = (backend.name, q.device.type, q.dtype)
+    backend, device, dtype = select(name, x), x.q.device, x.q.dtype
+    proof = (backend.name, device.type, dtype)
     if proof not in _proved:
-        can = backend.on(q.device)
+        can = backend.on(device)
         assert can is not None
-        prove(backend.name, backend.attention, q.device, q.dtype, can.gqa, can.backward)
+        way_out = _others(backend, x) or "use another torch or device"
+        prove(backend.name, backend.attention, device, dtype, can.gqa, can.backward, way_out)
         _proved.add(proof)
     return backend.attention
 
 
 def _register_own() -> None:
     dense = Capabilities(backward=True, gqa=True, dtypes=_FLOATS, devices=None, max_len=DENSE_LIMIT)
-    register(Backend("dense", dense_attention, (dense,), "masked softmax over all keys in plain torch; the oracle"))
+    detail = "masked softmax over all keys in plain torch; the oracle"
+    register(Backend("dense", dense_attention, dense_pairs, dense_edges, (dense,), detail))
     flash = flash_kernel()
     kernel = flash or matmul_kernel()
     reason = "" if flash else "; this torch lacks the private flash op, expect about half the speed"
     sparse = Capabilities(backward=True, gqa=True, dtypes=_FLOATS, devices=frozenset({"cpu"}), max_len=None)
     detail = f"visited key ranges only, by {kernel.name}{reason}"
-    register(Backend("blocksparse_cpu", blocksparse_attention(kernel), (sparse,), detail))
+    attention = blocksparse_attention(kernel)
+    register(Backend("blocksparse_cpu", attention, blocksparse_pairs, blocksparse_edges, (sparse,), detail))
     halves = frozenset({torch.float32, torch.bfloat16})
     on_gpu = Capabilities(True, True, halves, frozenset({"cuda"}), None, min_head_dim=flex.MIN_HEAD_DIM)
     on_cpu = Capabilities(False, True, _FLOATS, frozenset({"cpu"}), DENSE_LIMIT)
     detail = f"visited tiles of {flex.BLOCK} x {flex.BLOCK}, compiled by torch for CUDA; on CPU its dense forward only"
-    register(Backend("flex", flex.flex_backend(), (on_gpu, on_cpu), detail, flex.missing))
+    attention = flex.flex_backend()
+    register(Backend("flex", attention, flex.visited_pairs, flex.executed, (on_gpu, on_cpu), detail, flex.missing))
 
 
 _register_own()

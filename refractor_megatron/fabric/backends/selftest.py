@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
@@ -11,6 +9,7 @@ from refractor_megatron.distinction.pattern import LocalPattern
 from refractor_megatron.distinction.rules import compile_rules
 from refractor_megatron.errors import CapabilityError
 from refractor_megatron.fabric.backends.dense import dense_attention
+from refractor_megatron.fabric.backends.interface import Attention, AttentionInputs
 from refractor_megatron.fabric.plan import MaskPlan, plan_for
 from refractor_megatron.fabric.spec import MaskSpec, RetrievedSpec, SummarySpec
 
@@ -25,16 +24,18 @@ _POLICIES = np.array([3, 1], dtype=np.uint8)
 
 def prove(
     name: str,
-    attention: Callable[..., torch.Tensor],
+    attention: Attention,
     device: torch.device,
     dtype: torch.dtype,
     gqa: bool,
     backward: bool = True,
-) -> None:
+    way_out: str = "use another torch or device",
+) -> dict[str, float]:
     """Compares outputs and, with ``backward``, all gradients: two samples, documents, a scope rule, summaries of two
     levels, retrieved records, GQA and rows without keys.
 
-    The reference runs in float64. Errors: ``CapabilityError`` with the tensor that differs and by how much.
+    The reference runs in float64. -> the largest error of each tensor, relative to its largest value. Errors:
+    ``CapabilityError`` with the tensor that differs, by how much, and ``way_out``.
     """
     plan = _probe_plan(device)
     wide = torch.float64
@@ -43,14 +44,15 @@ def prove(
     ours = _run(attention, inputs, grad if backward else None, plan)
     reference = _run(dense_attention, [x.to(wide) for x in inputs], grad.to(wide) if backward else None, plan)
     labels = ("output", "grad q", "grad k", "grad v", "grad k_far", "grad v_far")
+    errors: dict[str, float] = {}
     for label, a, b in zip(labels[: len(ours)], ours, reference, strict=True):
-        error = float((a.to(wide) - b).abs().max() / b.abs().max())
+        error = errors[label] = float((a.to(wide) - b).abs().max() / b.abs().max())
         if not error <= TOLERANCE[dtype]:
             raise CapabilityError(
                 f"relation.backend {name} failed its self-test on {device.type} in {dtype}: {label} differs from the "
-                f"dense oracle by {error:.1e} (allowed {TOLERANCE[dtype]:.0e}); set relation.backend=dense or use "
-                f"another torch."
+                f"dense oracle by {error:.1e} (allowed {TOLERANCE[dtype]:.0e}); {way_out}."
             )
+    return errors
 
 
 def _probe_plan(device: torch.device) -> MaskPlan:
@@ -83,10 +85,10 @@ def _normal(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _run(
-    attention: Callable[..., torch.Tensor], inputs: list[torch.Tensor], grad: torch.Tensor | None, plan: MaskPlan
+    attention: Attention, inputs: list[torch.Tensor], grad: torch.Tensor | None, plan: MaskPlan
 ) -> list[torch.Tensor]:
     """-> the output, and the gradients of the inputs where ``grad``, that of the output, is given."""
     with torch.set_grad_enabled(grad is not None):
         leaves = [x.clone().requires_grad_(grad is not None) for x in inputs]
-        out = attention(*leaves, plan, _WIDTH**-0.5)
+        out = attention(AttentionInputs(*leaves), plan, _WIDTH**-0.5)
         return [out.detach(), *(torch.autograd.grad(out, leaves, grad) if grad is not None else ())]

@@ -70,11 +70,14 @@ def with_ones(v: torch.Tensor) -> torch.Tensor:
 
 
 def normalised(sums: torch.Tensor) -> torch.Tensor:
-    """[..., d + 1] weighted sums of values and of ones -> [..., d] averages; zero where there is no weight."""
+    """[..., d + 1] weighted sums of values and of ones -> [..., d] averages; zero where there is no weight.
+
+    A weight that is not a number stays one: the step is skipped then, and nobody trains on a silent zero.
+    """
     weight = sums[..., -1:]
     # Below this floor the reciprocal overflows in the backward pass.
-    alive = weight > torch.finfo(weight.dtype).tiny * 1e8
-    return torch.where(alive, sums[..., :-1], 0) / torch.where(alive, weight, 1)
+    dead = weight <= torch.finfo(weight.dtype).tiny * 1e8
+    return torch.where(dead, 0, sums[..., :-1]) / torch.where(dead, 1, weight)
 
 
 def _attend_panel(

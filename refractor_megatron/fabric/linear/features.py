@@ -39,10 +39,13 @@ class FeatureMap(Protocol):
 
 @dataclass(frozen=True)
 class LinearMode:
-    """Settings of linear attention (``relation.linear_mode``). ``features`` and ``seed`` matter to favor+ only."""
+    """Settings of linear attention (``relation.linear_mode``).
+
+    features: random features of favor+, drawn from ``seed``; elu+1 has none (0).
+    """
 
     kernel: Literal["elu+1", "favor+"] = "elu+1"
-    features: int = 256
+    features: int = 0
     seed: int = 0
 
     def feature_map(self, layer: int, kv_heads: Sequence[int], head_dim: int, scale: float) -> FeatureMap:

@@ -47,11 +47,6 @@ class LinearPlan:
     rules: CompiledRules
     panels: tuple[Panel, ...]
 
-    @property
-    def most_states(self) -> int:
-        """States [m, d + 1] per sample and key head that exist at a time; the memory follows them, not L."""
-        return max(panel.reads.shape[2] for panel in self.panels)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Buckets:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from data_pipeline.retrieval.neighbours import Neighbours
 from data_pipeline.stream import SampleStream
 
+from ...distinction.lowerings import DENSE_LIMIT
 from ...distinction.measure import MaskMeasure, measure_mask
 from ...errors import ConfigError
 from ...fabric.measure import AttentionProbe, probing
@@ -115,7 +116,7 @@ def alerts(metrics: dict[str, MetricValue]) -> list[str]:
     if value("invalid_edges") > 0:
         sentences.append(
             f"ALERT: the executed mask lets {value('invalid_edges'):.0f} illegal edges through on the audited rows: "
-            "stop, and go on with relation.backend=dense while this is mended"
+            f"stop, and go on by another relation.backend (dense takes at most {DENSE_LIMIT} tokens), torch or device"
         )
     if value("mask_entropy_median") < COLLAPSED:
         sentences.append(

@@ -73,7 +73,7 @@ def renumbered(rows: list[tuple[int, int, int, int]]) -> list[list[int]]:
     return out
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(many=st.lists(documents(), min_size=1, max_size=8), seq_len=st.integers(1, 20), data=st.data())
 def test_samples_equal_the_token_by_token_expansion(many: list[Document], seq_len: int, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,7 @@ def test_samples_equal_the_token_by_token_expansion(many: list[Document], seq_le
         assert stream.sample(index).tokens.tobytes() in visited
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     texts=st.lists(st.tuples(st.integers(0, 4), st.binary(min_size=1, max_size=60)), min_size=2, max_size=60),
     cap=st.integers(120, 2000),

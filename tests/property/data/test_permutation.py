@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data_pipeline.permutation import Permutation
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(n=st.integers(1, 1500), key=st.binary(max_size=40))
 def test_bijection(n: int, key: bytes) -> None:
     permutation = Permutation(n, key)

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.pack.records import Records
@@ -27,7 +27,6 @@ NEIGHBOURS = Neighbours(
 )
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 20), st.sampled_from([1, 3, 100]))
 def test_search_is_sorting_everything(seed: int, k: int, queries: int, block: int) -> None:
     """Ties by id, own document left out; few and many queries, blocks of one, some and all records."""
@@ -95,7 +94,6 @@ def read(sample: Sample) -> Any:
     return stack([sample], NEIGHBOURS).records[0, :, 4:].numpy()  # [s, R]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 17), st.data())
 def test_no_token_reads_what_was_found_with_it_or_a_later_one(seed: int, length: int, data: st.DataObject) -> None:
     """Change any tokens, and documents, from the start of chunk u on, the label of the last input among them: the ids

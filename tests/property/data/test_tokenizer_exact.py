@@ -22,7 +22,7 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer([inspect.getsource(argparse).encode(), b"<|system|> <|eod|> " * 200], 700)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=HOSTILE)
 def test_round_trip_without_specials(tokenizer: Tokenizer, data: bytes) -> None:
     ids = tokenizer.encode(data)
@@ -30,13 +30,13 @@ def test_round_trip_without_specials(tokenizer: Tokenizer, data: bytes) -> None:
     assert all(i < len(tokenizer.ranks) for i in ids)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text(st.characters(), max_size=200))
 def test_any_str_round_trips(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text.encode(errors="surrogatepass")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ids=st.lists(st.integers(0, 699), max_size=60))
 def test_streaming_equals_decoding_at_once(tokenizer: Tokenizer, ids: list[int]) -> None:
     decoder = tokenizer.stream_decoder()

@@ -7,12 +7,13 @@ import random
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from refractor_megatron.distinction.generators import random_records, random_rules
 from refractor_megatron.distinction.intervals import compile_intervals
 from refractor_megatron.distinction.pattern import LocalPattern
+from refractor_megatron.distinction.roles import ROLES
 from refractor_megatron.distinction.rules import compile_rules
 
 TABLES = ("table", "noncausal", "safety_forbidden", "shared", "type_class")
@@ -34,7 +35,7 @@ def shuffled(rules: list[dict[str, Any]], rng: random.Random) -> list[dict[str, 
     return out
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1))
 def test_order_changes_nothing(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -49,14 +50,15 @@ def test_order_changes_nothing(seed: int) -> None:
         assert getattr(rows[0], name).tobytes() == getattr(rows[1], name).tobytes(), name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1))
 def test_another_meaning_is_another_digest(seed: int) -> None:
     """Equal digests never hide different tables, nor a different field of some rule."""
     rng = np.random.default_rng(seed)
     raw = random_rules(rng, most=6)
-    if not raw:
-        return
+    assume(raw)
+    for rule in raw:
+        rule.setdefault("allow_write_to", list(ROLES))  # or a rule whose causal is turned on would restrict nothing
     changed = copy.deepcopy(raw)
     rule = changed[int(rng.integers(len(changed)))]
     rule["causal"] = not rule["causal"]

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from refractor_megatron.distinction.generators import random_records, random_rules
 from refractor_megatron.distinction.pattern import LocalPattern
 from refractor_megatron.distinction.rules import compile_rules
-from refractor_megatron.fabric.audit import audit_plan, executed_edges, legal_edges
+from refractor_megatron.fabric.audit import audit_plan, legal_edges
+from refractor_megatron.fabric.backends import available, flex, named
+from refractor_megatron.fabric.backends.flex_mask import flex_mask
 from refractor_megatron.fabric.plan import MaskPlan, plan_for
 from refractor_megatron.fabric.spec import WHOLE, ContextPart, MaskSpec, RetrievedSpec, SummarySpec
 
 CHUNK, BLOCK = 16, 8
+CPU = torch.device("cpu")
 patterns = st.one_of(
     st.builds(LocalPattern, window=st.integers(1, 40)),
     st.just(LocalPattern()),
@@ -63,10 +66,12 @@ def test_context_parallel_parts_too(
 
 def check(plan: MaskPlan) -> None:
     every = np.arange(plan.length)
-    for i, mask in enumerate(plan.dense(torch.device("cpu")).numpy()):
+    for i, mask in enumerate(plan.dense(CPU).numpy()):
         assert (legal_edges(plan, i, every) == mask).all()
-        assert (executed_edges(plan, i, every) == mask).all()
-    assert audit_plan(plan, seed=0) == 0
+        for name in available():
+            seen = named(name, CPU).executed(plan, i, every, CPU)
+            assert (seen[:, : mask.shape[1]] == mask).all() and not seen[:, mask.shape[1] :].any(), name
+    assert all(audit_plan(plan, 0, name) == 0 for name in available())
 
 
 @settings(max_examples=40, deadline=None)
@@ -88,4 +93,36 @@ def test_a_widened_interval_is_found(seed: int, data: st.DataObject) -> None:
     hi[at] += 1
     wrong = (replace(sample, rows=replace(sample.rows, hi=hi)), plan.samples[1])
     widened = replace(plan, samples=wrong, layout_key=object())
-    assert audit_plan(widened, seed=0, rows=2 * plan.length) == 1
+    for name in ("blocksparse_cpu", "flex"):
+        assert audit_plan(widened, 0, name, rows=2 * plan.length) == 1, name
+
+
+def test_a_batch_of_more_samples_than_audited_rows() -> None:
+    plan = plan_for(torch.zeros(3, 20, 4, dtype=torch.int32), compile_rules([]), MaskSpec(LocalPattern(window=6)))
+    assert audit_plan(plan, seed=0, rows=2) == 0
+
+
+def plan_of_its_own() -> MaskPlan:
+    """Its tables can be spoiled: they are shared with no other plan, those go by the identity of samples."""
+    plan = plan_for(torch.zeros(1, 20, 4, dtype=torch.int32), compile_rules([]), MaskSpec(LocalPattern(window=6)))
+    return replace(plan, samples=(replace(plan.samples[0]),))
+
+
+def test_the_lists_of_tiles_are_read() -> None:
+    """What the flex kernel does not visit is not executed, and in a tile listed as full it asks no mask."""
+    plan = plan_of_its_own()
+    lists, rows = flex_mask(plan, CPU, flex.BLOCK).block_mask, np.arange(20)
+    lists.kv_num_blocks.zero_()
+    assert not named("flex", CPU).executed(plan, 0, rows, CPU).any()
+    assert lists.full_kv_num_blocks is not None
+    lists.full_kv_num_blocks.fill_(1)
+    assert audit_plan(plan, 0, "flex", rows=20) == 20 * flex.BLOCK - plan.stats.legal_edges
+
+
+def test_a_key_of_the_padding_is_an_illegal_edge() -> None:
+    """The flex kernel's padding keys have scores of zero: reading one would take weight from the others."""
+    plan = plan_of_its_own()
+    lists = flex_mask(plan, CPU, flex.BLOCK).block_mask
+    allowed = lists.mask_mod
+    lists.mask_mod = lambda b, h, q, k: allowed(b, h, q, k) | ((q == 7) & (k == 100))
+    assert audit_plan(plan, 0, "flex", rows=20) == 1

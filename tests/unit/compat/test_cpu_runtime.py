@@ -1,13 +1,11 @@
 """The CPU runtime: every name it replaces exists, it is inert where there is CUDA, and never installs itself."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from refractor_megatron.compat import cpu_runtime
 from refractor_megatron.errors import CapabilityError
+from tests.runs import printed
 
 
 @pytest.mark.parametrize(("module", "attribute", "why"), cpu_runtime.PATCHES)
@@ -20,15 +18,10 @@ def test_torch_cuda_names_exist() -> None:
     assert all(hasattr(torch.cuda, name) for name in cpu_runtime.CUDA_NAMES)
 
 
-def run(program: str) -> str:
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_inert_where_cuda_is_present() -> None:
     """With torch saying that CUDA is there, nothing of torch.cuda or Megatron changes."""
-    out = run(
+    out = printed(
+        "-c",
         "import torch\n"
         "torch.cuda.is_available = lambda: True\n"
         "from refractor_megatron.compat import cpu_runtime as r\n"
@@ -38,16 +31,17 @@ def test_inert_where_cuda_is_present() -> None:
         "assert r.install() is False and not r.is_installed()\n"
         "after = [getattr(o, n) for o, n in owners] + [getattr(torch.cuda, n) for n in r.CUDA_NAMES]\n"
         "assert all(a is b for a, b in zip(before, after))\n"
-        "print(torch.overrides._len_torch_function_stack())\n"
+        "print(torch.overrides._len_torch_function_stack())\n",
     )
-    assert out.strip() == "0"
+    assert out == "0"
 
 
 def test_importing_compat_installs_nothing() -> None:
-    assert run(
+    assert printed(
+        "-c",
         "import refractor_megatron.compat.megatron as m\n"
         "from refractor_megatron.compat import cpu_runtime\n"
-        "print(cpu_runtime.is_installed(), m.MEGATRON_VERSION.startswith('0.16.'))\n"
+        "print(cpu_runtime.is_installed(), m.MEGATRON_VERSION.startswith('0.16.'))\n",
     ).split() == ["False", "True"]
 
 
@@ -60,7 +54,8 @@ def test_an_unknown_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_it_maps() -> None:
-    out = run(
+    out = printed(
+        "-c",
         "import torch\n"
         "from refractor_megatron.compat import cpu_runtime as r\n"
         "assert r.install() and r.install() and r.is_installed()\n"
@@ -72,6 +67,6 @@ def test_what_it_maps() -> None:
         "assert torch.equal(a, torch.rand(3))\n"
         "torch.cuda.manual_seed(5); a = torch.rand(3); torch.manual_seed(5); assert torch.equal(a, torch.rand(3))\n"
         "with torch.cuda.stream(torch.cuda.Stream()): torch.cuda.current_stream().wait_stream(None)\n"
-        "print('fine')\n"
+        "print('fine')\n",
     )
-    assert out.strip() == "fine"
+    assert out == "fine"

@@ -29,7 +29,8 @@ def test_every_preset_composes_and_passes_the_checks(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", ["nano", "pilot"])
 def test_the_small_presets_run_on_two_data_parallel_ranks(preset: str) -> None:
-    check(compose([f"experiment={preset}"]), ranks=2)
+    warnings = check(compose([f"experiment={preset}"]), ranks=2)
+    assert [warning for warning in warnings if "section 16" not in warning] == []
 
 
 @pytest.mark.parametrize(("group", "choice"), [(g, c) for g, choices in groups().items() for c in choices])

@@ -68,6 +68,7 @@ OVERRIDES = {
         "command line, ~train.steps: keys cannot be removed; leave the override out to keep the preset's value."
     ),
     "+train.steps=3": "command line, +train.steps=3: there are no keys to add; write train.steps=3.",
+    "+train.stepz=3": "command line, +train.stepz=3: unknown key train.stepz; did you mean train.steps.",
     "model@train=8b": "command line, model@train=8b: a group cannot move to another place; write model=CHOICE.",
     "train.steps=${nowhere}": (
         "command line, train.steps=${nowhere}: train.steps=${nowhere} names no key that has a value; write a plain "

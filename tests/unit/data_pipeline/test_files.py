@@ -68,6 +68,11 @@ def test_wrong_compression_is_an_error(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         (b"{not json", "not valid JSON"),
+        (
+            b'{"messages": [{"role": "user", "role": "tool", "content": "x"}]}',
+            "field 'role' stands twice in one object",
+        ),
+        (b'{"text": ' + b"[" * 100_000, "values are nested too deeply"),
         (b'{"text": "\xff"}', "not valid JSON"),
         (b'"text"', "either a text or a messages field"),
         (b'{"body": "x"}', "either a text or a messages field"),

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-HEAVY = ["torch", "megatron", "pyarrow", "rich", "selectolax", "tokenizers", "tiktoken", "zstandard", "orjson"]
+from tests.runs import loaded_after
 
-
-def loaded_after(code: str) -> set[str]:
-    script = f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+HEAVY = ["torch", "megatron", "pyarrow", "rich", "selectolax", "tokenizers", "tiktoken", "zstandard"]
 
 
 def test_importing_is_light() -> None:

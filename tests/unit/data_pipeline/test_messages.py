@@ -5,14 +5,13 @@ from typing import Any
 import pytest
 
 from data_pipeline.documents import Document
-from data_pipeline.sources.base import Reading
 from data_pipeline.sources.messages import conversation
 from refractor_megatron.distinction.roles import ROLE_ID, MaskBit
 from refractor_megatron.errors import DataError
 
 
-def parse(*messages: Any, reading: Reading | None = None) -> Document:
-    return conversation(list(messages), "chat.jsonl:7", reading or Reading())
+def parse(*messages: Any) -> Document:
+    return conversation(list(messages), "chat.jsonl:7")
 
 
 def record(role: str, *tags: str) -> tuple[int, int]:
@@ -46,12 +45,9 @@ def test_segment_tag_begins_a_new_segment() -> None:
     assert [part.segment for part in parse(tagged, plain, tagged, plain).parts] == [0, 0, 1, 1]
 
 
-def test_unknown_tags_are_counted_and_otherwise_ignored() -> None:
-    reading = Reading()
-    message = {"role": "user", "content": "x", "protocol_tags": ["<colour:red>", "tool:calc", "<safety:low>"]}
-    (part,) = parse(message, reading=reading).parts
-    assert (part.role, part.bits) == (ROLE_ID["user"], 0)
-    assert reading.unknown_tags == {"<colour:red>": 1, "tool:calc": 1, "<safety:low>": 1}
+def test_optional_fields_and_the_empty_columns_of_parquet() -> None:
+    message = {"role": "user", "content": "x", "id": "7", "metadata": {"lang": "en"}, "protocol_tags": None}
+    assert parse({**message, "name": None}).parts == parse(message).parts
 
 
 @pytest.mark.parametrize(
@@ -76,11 +72,21 @@ def test_content_forms(content: Any, expected: bytes) -> None:
         ({"role": "user", "content": "x", "protocol_tags": ["<role:root>"]}, "unknown role 'root'"),
         ({"role": "user", "content": "x", "protocol_tags": ["<tool:a>", "<role:user>"]}, "follows a tool tag"),
         ({"role": "user", "content": "x", "protocol_tags": "<tool:a>"}, "must be a list of strings"),
+        (
+            {"role": "user", "content": "x", "protocol_tags": ["<saftey:restricted>"]},
+            "did you mean '<safety:restricted>'",
+        ),
+        (
+            {"role": "user", "content": "x", "protocol_tag": ["<safety:restricted>"]},
+            "no field 'protocol_tag'; did you mean",
+        ),
+        ({"role": "user", "content": "x", "weight": 1}, "no field 'weight'; known are id, role, content"),
+        ({"role": "user", "content": {"value": "x", "encodng": "base64"}}, "content has no field 'encodng'; did you"),
         ({"role": "user"}, "content must be a string"),
         ({"role": "user", "content": {"value": "!", "encoding": "base64"}}, "not valid base64"),
         ({"role": "user", "content": {"value": "x", "encoding": "utf-7"}}, "unknown content encoding 'utf-7'"),
     ],
 )
 def test_bad_message_is_named(message: Any, reason: str) -> None:
-    with pytest.raises(DataError, match=f"chat.jsonl:7, message 1: .*{reason}"):
+    with pytest.raises(DataError, match=f"chat.jsonl:7, message 2: .*{reason}"):
         parse({"role": "user", "content": "fine"}, message)

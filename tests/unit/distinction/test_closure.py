@@ -12,7 +12,6 @@ import torch
 from refractor_megatron.distinction.closure import (
     check_closure,
     compile_checked,
-    flow_table,
     indirect_flows,
     reachable,
     transitive_closure,
@@ -76,10 +75,13 @@ def test_a_forbidden_flow_into_the_scope_is_refused_too() -> None:
         compile_checked([{"name": "clean", "when": {"bits": ["SAFETY_SCOPE"]}, "allow_read_from": ["system", "user"]}])
 
 
-def test_flow_table_is_plain_data() -> None:
-    table = flow_table(compile_rules([SEALED]))
-    assert table["types"][2] == "system+SAFETY_SCOPE"
-    assert table["direct"][0][2] is False and table["closure"][0][2] is False and table["direct"][2][0] is True
+def test_contradictions_are_refused_for_training_too() -> None:
+    rules = [
+        {"name": "a", "when": {"role": "tool"}, "allow_write_to": ["assistant"]},
+        {"name": "b", "when": {"role": "assistant"}, "allow_read_from": ["user"]},
+    ]
+    with pytest.raises(ConfigError, match="rule 'b' .*forbids every such edge"):
+        compile_checked(rules)
 
 
 def test_reachable_is_reflexive_and_transitive() -> None:

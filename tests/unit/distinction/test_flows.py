@@ -44,13 +44,15 @@ def test_the_default_set() -> None:
 def test_a_refused_set_shows_where_it_leaks() -> None:
     text = describe(compile_rules([SEALED]))
     assert cells(text)["user"][6:] == [LEAK] * 6 and cells(text)["assistant"][6:] == [DIRECT] * 6
-    assert "every role +SAFETY_SCOPE -> assistant -> system, user, tool, code, data" in text
+    leaks = text.split("Leaks past SAFETY_SCOPE")[1]
+    assert "every role +SAFETY_SCOPE -> assistant -> system, user, tool, code, data" in leaks
+    assert "Indirect flows" not in text, "a leak is not listed among the harmless ones"
     assert "though a rule on SAFETY_SCOPE forbids it" in text
 
 
 def test_combinations_of_bits_come_with_all() -> None:
     rules = compile_rules([*DEFAULT_MASKS, {"name": "r", "when": {"bits": ["RET_SCOPE"]}, "allow_write_to": []}])
-    assert "1 more combination of scope bits" in describe(rules)
+    assert "1 more combination of scope bits was judged too; --all shows them" in describe(rules)
     assert len(cells(describe(rules))) == 18 and len(cells(describe(rules, every_scope=True))) == 24
     assert "user +SAFETY_SCOPE+RET_SCOPE" in describe(rules, every_scope=True)
 
@@ -62,6 +64,7 @@ def test_every_mark_is_the_table_s(seed: int) -> None:
     rules = compile_rules(random_rules(np.random.default_rng(seed)))
     closure = transitive_closure(rules.table)
     shown = cells(describe(rules, every_scope=True))
+    assert len(shown) >= len(ROLES) and {label.split()[0] for label in shown} == set(ROLES)
     scopes = sorted({_scope(label) for label in shown}, key=lambda scope: (scope.bit_count(), scope))
     for label, marks in shown.items():
         query = ROLES.index(label.split()[0]) * SCOPES + _scope(label)
@@ -75,6 +78,10 @@ def test_all_indirect_flows_are_listed_and_no_other() -> None:
     lines = [line.strip() for line in text.split("Indirect flows")[1].splitlines()[1:]]
     assert len(lines) == 4 and all(line.count(" -> ") == 2 for line in lines)
     assert lines[1] == "code, data -> system -> tool plain or +SAFETY_SCOPE"
+
+
+def test_no_shared_roles_are_said_to_be_none() -> None:
+    assert "shared  none (a segment reads nothing of another one)" in describe(compile_rules([], shared_roles=()))
 
 
 def test_abbreviations_tell_roles_apart() -> None:

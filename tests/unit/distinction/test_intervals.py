@@ -27,11 +27,16 @@ def test_one_document_is_one_run_whatever_its_roles() -> None:
     assert len(run_keys(records, PLAIN)) == 1
 
 
+def test_no_tokens_have_no_mask() -> None:
+    with pytest.raises(AssertionError, match="a mask needs at least one token"):
+        compile_intervals(plain(0), PLAIN, sliding(4))
+
+
 def test_sliding_window() -> None:
     rows = compile_intervals(plain(10), PLAIN, sliding(4)).rows
     assert rows.of(0).tolist() == [[0, 1]]
     assert rows.of(9).tolist() == [[6, 10]]
-    assert rows.per_row(10).tolist() == [1, 2, 3, 4, 4, 4, 4, 4, 4, 4]
+    assert rows.dense(10, 0, 10).sum(1).tolist() == [1, 2, 3, 4, 4, 4, 4, 4, 4, 4]
     assert compile_intervals(plain(10), PLAIN, sliding(None)).rows.of(9).tolist() == [[0, 10]]
 
 
@@ -76,7 +81,7 @@ def test_padding_has_no_edges() -> None:
     records = plain(6)
     records[4:, 0] = -1
     rows = compile_intervals(records, PLAIN, sliding(None)).rows
-    assert rows.per_row(6).tolist() == [1, 2, 3, 4, 0, 0]
+    assert rows.dense(6, 0, 6).sum(1).tolist() == [1, 2, 3, 4, 0, 0]
 
 
 def test_summary_staircase() -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_pipeline.sources.base import Reading
 from data_pipeline.sources.messages import conversation
-from refractor_megatron.distinction.closure import flow_table, indirect_flows, transitive_closure
+from refractor_megatron.distinction.closure import indirect_flows, transitive_closure
 from refractor_megatron.distinction.flows import describe
 from refractor_megatron.distinction.intervals import compile_intervals
 from refractor_megatron.distinction.lowerings import dense_mask, mask_mod
@@ -66,14 +65,13 @@ def test_tables_names_flows_and_text_know_it(tmp_path: Path) -> None:
     critic, user = 6 * SCOPES, ROLES.index("user") * SCOPES
     assert transitive_closure(rules.table)[critic, user] and not rules.table[critic, user]
     assert not transitive_closure(rules.table)[user, critic]
-    assert flow_table(rules)["types"][critic] == "critic"
     assert "user, tool, code, data -> assistant -> critic" in describe(rules).replace("system, user", "user")
 
 
 def test_conversations_may_use_it(tmp_path: Path) -> None:
     roles = rules_of(tmp_path).compiled.roles
     messages = json.loads('[{"role": "user", "content": "x", "protocol_tags": ["<role:critic>"]}]')
-    assert conversation(messages, "talk", Reading(), roles).parts[0].role == 6
+    assert conversation(messages, "talk", roles).parts[0].role == 6
 
 
 def test_ids_of_the_standard_roles_stay(tmp_path: Path) -> None:

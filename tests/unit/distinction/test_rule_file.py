@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from refractor_megatron.config.sections import DEFAULT_MASKS
 from refractor_megatron.distinction.rule_file import read_rules
 from refractor_megatron.distinction.rules import compile_rules
 from refractor_megatron.errors import ConfigError
+from tests.runs import loaded_after
 
 GOOD = """\
 # tools answer to the assistant
@@ -48,8 +47,14 @@ def test_a_list_is_the_value_of_the_configuration_key(tmp_path: Path) -> None:
     assert read_rules(write(tmp_path, GOOD)).compiled == compile_rules(DEFAULT_MASKS)
 
 
+def test_a_configuration_s_rules_are_read_and_nothing_else(tmp_path: Path) -> None:
+    text = "train: {steps: 3}\nsafety:\n  masks:\n" + "".join(f"  {line}\n" for line in GOOD.splitlines())
+    assert read_rules(write(tmp_path, text)).compiled == compile_rules(DEFAULT_MASKS)
+
+
 def test_a_mapping_may_append_roles_and_choose_shared_ones(tmp_path: Path) -> None:
-    text = "roles: [critic]\nshared_roles: [system, critic]\nrules:\n- {name: c, when: {role: critic}}\n"
+    text = "roles: [critic]\nshared_roles: [system, critic]\nrules:\n"
+    text += "- {name: c, when: {role: critic}, allow_write_to: []}\n"
     compiled = read_rules(write(tmp_path, text)).compiled
     assert compiled.roles == (*ROLE_NAMES, "critic") and compiled.shared_roles == ("critic", "system")
     assert read_rules(write(tmp_path, "rules: []")).compiled == compile_rules([])
@@ -63,6 +68,9 @@ def test_anchors_spare_repetition(tmp_path: Path) -> None:
     assert rules[0].allow_read_from == rules[1].allow_read_from == ("user", "tool")
 
 
+NOBODY = "- name: a\n  when: {role: tool}\n  allow_write_to: []\n"
+#: Nine aliases of nine aliases ...: 9**7 values in seven lines.
+BOMB = "a: &v0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"b{i}: &v{i} [{','.join([f'*v{i - 1}'] * 9)}]\n" for i in range(1, 7))
 RULE = "- name: a\n  when: {role: tool}\n"
 
 
@@ -70,7 +78,7 @@ RULE = "- name: a\n  when: {role: tool}\n"
     ("text", "start", "words"),
     [
         ("", "rules.yaml:1:1: ", "holds no rules; write []"),
-        ("3", "rules.yaml:1:1: ", "a list of rules or a mapping with roles, shared_roles, rules"),
+        ("3", "rules.yaml:1:1: ", "a list of rules, a mapping with roles, shared_roles, rules, or a configuration"),
         ("# only\n", "rules.yaml:1:1: ", "holds no rules"),
         # the mapping
         ("rulez: []", "rules.yaml:1:1: ", "no field 'rulez'; did you mean 'rules'"),
@@ -97,7 +105,20 @@ RULE = "- name: a\n  when: {role: tool}\n"
         ("- name: a\n  when: {bits: SAFETY_SCOPE}", "rules.yaml:2:16: ", "when.bits must be a non-empty list"),
         ("- name: a\n  when: {bits: [SAFETY]}", "rules.yaml:2:17: ", "unknown scope bit 'SAFETY'; did you mean"),
         ("- name: a\n  when: {bits: [SEGMENT]}", "rules.yaml:2:17: ", "names SEGMENT, which acts on positions"),
-        (RULE + RULE, "rules.yaml:3:9: ", "rule 'a' is there twice"),
+        (
+            RULE,
+            "rules.yaml:1:3: ",
+            "rule 'a' restricts nothing; give it allow_read_from or allow_write_to, [] for nobody",
+        ),
+        (RULE + "  allow_write_to:", "rules.yaml:3:18: ", "allow_write_to is blank; write [] for nobody, or leave the"),
+        (NOBODY + NOBODY, "rules.yaml:4:9: ", "rule 'a' is there twice"),
+        # a configuration
+        ("train: {}\nsafety: {}", "rules.yaml:2:9: ", "sets no safety.masks, so its preset's rules hold"),
+        ("safety: {masks: {}}", "rules.yaml:1:17: ", "the value of safety.masks must be a list of rules"),
+        ("safety:\n  masks:\n  - tool", "rules.yaml:3:5: ", "rule 1 must be a mapping"),
+        # size
+        ("[" * 3000, "rules.yaml: ", "nested too deeply"),
+        (BOMB, "rules.yaml:", "more than 100,000 values, aliases written out"),
         # YAML
         (RULE + "  name: b", "rules.yaml:3:3: ", "field 'name' stands here for the second time (first in line 1)"),
         ("- name: a\n  when: {role: tool\n", "rules.yaml:3:1: ", "expected ',' or '}'"),
@@ -141,7 +162,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             "rule 'a' lets its tokens read from tool, but rules 'b' and 'c' forbid every such edge",
         ),
         (
-            "- {name: b, when: {role: user}}\n- {name: a, when: {role: user}, causal: false}",
+            "- {name: b, when: {role: user}, allow_read_from: [user]}\n- {name: a, when: {role: user}, causal: false}",
             "rules.yaml:1:3: ",
             "rules 'a' and 'b' match the same tokens, but one is causal and the other is not",
         ),
@@ -160,15 +181,29 @@ SEALED = "- name: sealed\n  when: {bits: [SAFETY_SCOPE]}\n  allow_write_to: "
     [
         (SEALED + "[assistant]\n", "rules.yaml:1:3: ", "system+SAFETY_SCOPE -> assistant -> system"),
         (
-            RULE + SEALED + "[code]\n- {name: z, when: {role: code}, allow_write_to: [tool]}\n"
+            RULE
+            + "  allow_read_from: [system, user, code]\n"
+            + SEALED
+            + "[code]\n- {name: z, when: {role: code}, allow_write_to: [tool]}\n"
             "- {name: y, when: {role: tool}, allow_write_to: [user]}\n",
-            "rules.yaml:3:3: ",
+            "rules.yaml:4:3: ",
             "system+SAFETY_SCOPE -> code -> tool",
+        ),
+        (  # the rule that the text leaks past is blamed, not the first that names the scope
+            "- {name: a, when: {role: code, bits: [SAFETY_SCOPE]}, allow_read_from: [system, user, assistant, tool, "
+            "code, data]}\n" + SEALED + "[assistant]\n",
+            "rules.yaml:2:3: ",
+            "rule 'sealed' forbids system to read system+SAFETY_SCOPE",
         ),
         (
             "- name: clean\n  when: {role: user, bits: [SAFETY_SCOPE]}\n  allow_read_from: [system, user]\n",
             "rules.yaml:1:3: ",
             "assistant -> system -> user+SAFETY_SCOPE",
+        ),
+        (
+            "- name: half\n  when: {role: system, bits: [SAFETY_SCOPE]}\n  allow_write_to: []\n",
+            "rules.yaml:1:3: ",
+            "a scope rule that names a role leaves the scope's other roles free to carry its text out: drop",
         ),
     ],
 )
@@ -184,7 +219,5 @@ def test_a_closed_path_is_accepted(tmp_path: Path) -> None:
 
 
 def test_reading_rules_loads_no_torch() -> None:
-    code = "import sys, refractor_megatron.distinction.rule_file, refractor_megatron.distinction.flows as f\n"
-    assert (
-        subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], check=False).returncode == 0
-    )
+    code = "import refractor_megatron.distinction.rule_file, refractor_megatron.distinction.flows"
+    assert "torch" not in loaded_after(code)

@@ -120,6 +120,12 @@ def test_roles_are_extensible() -> None:
         ({"when": {"segment": 1}}, ["tool-scope", "'segment'"]),
         ({"allow_read_from": "user"}, ["tool-scope", "allow_read_from", "list"]),
         ({"allow_write_to": ["asistant"]}, ["tool-scope", "allow_write_to", "did you mean 'assistant'"]),
+        ({"name": "two\nlines"}, ["safety.masks[0]", "printable", "two\\nlines"]),
+        ({"name": "\u202eright"}, ["printable"]),
+        ({"allow_write_to": None}, ["tool-scope", "allow_write_to is blank", "write [] for nobody"]),
+        ({"allow_read_from": None}, ["tool-scope", "allow_read_from is blank"]),
+        ({"when": {"role": "tool", "bits": None}}, ["tool-scope", "when.bits", "non-empty"]),
+        ({"when": {"role": None, "bits": ["RET_SCOPE"]}}, ["tool-scope", "when.role", "None"]),
         ({"causal": "yes"}, ["tool-scope", "causal", "true or false"]),
         ({"allow_write": []}, ["tool-scope", "'allow_write'", "did you mean 'allow_write_to'"]),
     ],
@@ -138,5 +144,13 @@ def test_mistakes_of_the_list_itself() -> None:
         compile_rules(["tool"])  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="rule 'tool-scope' is there twice"):
         compile_rules([TOOL_RULE, TOOL_RULE])
+    with pytest.raises(ConfigError, match="holds 1001 rules; at most 1000"):
+        compile_rules([{**TOOL_RULE, "name": f"r{i}"} for i in range(1001)])
     with pytest.raises(ConfigError, match="shared role 'root'"):
         compile_rules([], shared_roles=("root",))
+
+
+def test_a_rule_must_restrict_something() -> None:
+    with pytest.raises(ConfigError, match="rule 'idle' restricts nothing; give it allow_read_from or allow_write_to"):
+        compile_rules([{"name": "idle", "when": {"bits": ["SAFETY_SCOPE"]}}])
+    assert not compile_rules([{"name": "prefix", "when": {"role": "system"}, "causal": False}]).causal

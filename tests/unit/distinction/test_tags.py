@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from refractor_megatron.distinction.roles import ROLES, MaskBit
 from refractor_megatron.distinction.tags import UNKNOWN_PROTOCOL_TAG, TagWarning, TokenHint, read_tags
 from refractor_megatron.errors import DataError
+from tests.runs import loaded_after
 
 TOOL, SAFETY, RET, SEGMENT = MaskBit.TOOL_SCOPE, MaskBit.SAFETY_SCOPE, MaskBit.RET_SCOPE, MaskBit.SEGMENT
 
@@ -52,9 +50,25 @@ def test_unknown_tags_are_warnings_in_order_and_change_nothing() -> None:
 
 
 def test_unknown_tags_can_be_errors() -> None:
-    with pytest.raises(DataError, match="m 3: UNKNOWN_PROTOCOL_TAG '<safety:low>'; known are <tool:NAME>"):
-        read_tags("user", ["<safety:low>"], "m 3", unknown="error")
+    with pytest.raises(DataError, match="m 3: UNKNOWN_PROTOCOL_TAG '<colour:red>'; known are <tool:NAME>"):
+        read_tags("user", ["<colour:red>"], "m 3", unknown="error")
     assert read_tags("user", ["<safety:restricted>"], "m", unknown="error").bits == SAFETY
+
+
+@pytest.mark.parametrize(
+    ("tag", "meant"),
+    [
+        ("<saftey:restricted>", "<safety:restricted>"),
+        ("<safety:low>", "<safety:restricted>"),
+        ("<retreival:context>", "<retrieval:context>"),
+        ("tool:calc", "<tool:calc>"),
+        ("<TOOL: web search>", "<tool:web_search>"),
+        ("<segment:>", "<segment:NAME>"),
+    ],
+)
+def test_a_refused_tag_comes_with_the_nearest_one(tag: str, meant: str) -> None:
+    with pytest.raises(DataError, match=f"did you mean '{meant}'"):
+        read_tags("user", [tag], "m", unknown="error")
 
 
 @pytest.mark.parametrize(
@@ -82,5 +96,4 @@ def test_roles_may_be_extended() -> None:
 
 
 def test_tags_load_neither_torch_nor_numpy() -> None:
-    code = "import sys, refractor_megatron.distinction.tags; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert loaded_after("import refractor_megatron.distinction.tags").isdisjoint({"torch", "numpy"})

@@ -74,7 +74,7 @@ def _bigram(rows: list[list[int]], vocab: int, context: int, target: int) -> flo
 
 
 @given(windows)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_both_models_are_proper_distributions(case: tuple[int, list[list[int]]]) -> None:
     vocab, rows = case
     counts, every = _counted(rows, vocab), np.arange(vocab)
@@ -86,7 +86,7 @@ def test_both_models_are_proper_distributions(case: tuple[int, list[list[int]]])
 
 
 @given(windows)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bigram_equals_the_definition(case: tuple[int, list[list[int]]]) -> None:
     vocab, rows = case
     contexts, targets = (grid.reshape(-1) for grid in np.meshgrid(np.arange(vocab), np.arange(vocab)))
@@ -108,7 +108,7 @@ def test_scores_by_hand() -> None:
 
 
 @given(windows, windows)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_scoring_by_counts_equals_scoring_token_by_token(
     first: tuple[int, list[list[int]]], second: tuple[int, list[list[int]]]
 ) -> None:

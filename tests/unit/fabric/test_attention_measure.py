@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from refractor_megatron.distinction.generators import random_records
 from refractor_megatron.distinction.pattern import LocalPattern
 from refractor_megatron.distinction.rules import compile_rules
+from refractor_megatron.fabric.backends import AttentionInputs, visited_pairs
 from refractor_megatron.fabric.measure import TIERS, AttentionProbe, probing
 from refractor_megatron.fabric.plan import MaskPlan, plan_for
 from refractor_megatron.fabric.sampling import sampled_rows
@@ -32,16 +34,19 @@ def records_with_ids(seed: int, batch: int = 2, retrieved: int = 2) -> torch.Ten
     return torch.from_numpy(np.concatenate([samples, ids.astype(np.int32)], axis=2))
 
 
-def inputs(plan: MaskPlan, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+def inputs(plan: MaskPlan, seed: int = 0, dtype: torch.dtype = torch.float64) -> AttentionInputs:
+    """Normal queries and keys, three times as large; values do not matter here: they are the keys."""
     generator = torch.Generator().manual_seed(seed)
-    b = plan.layout.batch
+    b = len(plan.samples)
     shapes = ((b, HEADS, plan.length), (b, KV_HEADS, plan.n_tokens), (b, KV_HEADS, plan.n_far))
-    return tuple(3 * torch.randn(*shape, WIDTH, generator=generator, dtype=dtype) for shape in shapes)
+    q, k, k_far = (3 * torch.randn(*shape, WIDTH, generator=generator, dtype=dtype) for shape in shapes)
+    return AttentionInputs(q, k, k, k_far, k_far)
 
 
-def twin(plan: MaskPlan, q: torch.Tensor, k: torch.Tensor, k_far: torch.Tensor, scale: float) -> dict[str, float]:
+def twin(plan: MaskPlan, x: AttentionInputs, scale: float) -> dict[str, float]:
     """Every statistic, one (sample, head, row) at a time in plain Python, from the dense oracle."""
-    keys, legal = torch.cat([k_far, k], dim=2), plan.dense(torch.device("cpu"))
+    assert x.k_far is not None
+    q, keys, legal = x.q, torch.cat([x.k_far, x.k], dim=2), plan.dense(torch.device("cpu"))
     seen: dict[str, list[float]] = {name: [] for name in ("h", *(f"m_{t}" for t in TIERS), *(f"h_{t}" for t in TIERS))}
     used = edges = 0
     for b in range(q.shape[0]):
@@ -53,12 +58,12 @@ def twin(plan: MaskPlan, q: torch.Tensor, k: torch.Tensor, k_far: torch.Tensor, 
                 scores = [float(q[b, head, row] @ keys[b, head // (HEADS // KV_HEADS), j]) * scale for j in open_keys]
                 weights = [math.exp(s - max(scores)) for s in scores]
                 p = {j: w / sum(weights) for j, w in zip(open_keys, weights, strict=True)}
-                used += sum(x > 0.1 / len(p) for x in p.values())
+                used += sum(share > 0.1 / len(p) for share in p.values())
                 edges += len(p)
                 if len(p) > 1:
                     seen["h"].append(entropy(list(p.values())))
                 for tier, (lo, hi) in plan.tiers.items():
-                    part = [x for j, x in p.items() if lo <= j < hi]
+                    part = [share for j, share in p.items() if lo <= j < hi]
                     seen[f"m_{tier}"].append(sum(part))
                     if len(part) > 1:
                         seen[f"h_{tier}"].append(entropy(part))
@@ -76,10 +81,10 @@ def entropy(weights: list[float]) -> float:
 @pytest.mark.parametrize("seed", range(3))
 def test_statistics_equal_the_twin_over_all_rows(seed: int) -> None:
     plan = plan_for(records_with_ids(seed), RULES, ALL_TIERS, policies=POLICIES)
-    q, k, k_far = inputs(plan, seed)
+    x = inputs(plan, seed)
     probe = AttentionProbe(layers=1, rows=LENGTH, seed=0)
-    probe.see(1, q, k, k_far, plan, 0.4)
-    metrics, expected = probe.attention_metrics(), twin(plan, q, k, k_far, 0.4)
+    probe.see(1, x, plan, [plan], 0.4)
+    metrics, expected = probe.attention_metrics(), twin(plan, x, 0.4)
     assert metrics["attention_entropy_median"] == pytest.approx(expected.pop("entropy_median"), abs=0.011)
     for name, value in expected.items():
         assert metrics[f"attention_{name}"] == pytest.approx(value, rel=1e-10), name
@@ -91,7 +96,8 @@ def test_uniform_attention_has_entropy_one_and_uses_every_edge() -> None:
     records = torch.zeros(1, 64, 4, dtype=torch.int32)
     plan = plan_for(records, RULES, spec_of(8, 8, 1))
     probe = AttentionProbe(layers=2, rows=16, seed=0)
-    probe.see(2, torch.zeros(1, 1, 64, 4), torch.zeros(1, 1, 64, 4), torch.zeros(1, 1, 8, 4), plan, 1.0)
+    zeros, far = torch.zeros(1, 1, 64, 4), torch.zeros(1, 1, 8, 4)
+    probe.see(2, AttentionInputs(zeros, zeros, zeros, far, far), plan, [plan], 1.0)
     metrics = probe.attention_metrics()
     assert metrics["attention_entropy"] == pytest.approx(1) and metrics["attention_edges_used"] == 1
     assert metrics["attention_entropy_median"] == pytest.approx(1, abs=0.01)
@@ -103,13 +109,13 @@ def test_uniform_attention_has_entropy_one_and_uses_every_edge() -> None:
 
 def test_only_the_first_call_of_a_layer_counts_and_half_precision_is_widened() -> None:
     plan = plan_for(records_with_ids(5), RULES, ALL_TIERS, policies=POLICIES)
-    q, k, k_far = inputs(plan, dtype=torch.float32)
+    x = inputs(plan, dtype=torch.float32)
     probe, halved = (AttentionProbe(layers=2, rows=20, seed=0) for _ in range(2))
-    probe.see(1, q, k, k_far, plan, 0.4)
+    probe.see(1, x, plan, [plan], 0.4)
     before = probe.table.clone()
-    probe.see(1, 5 * q, k, k_far, plan, 0.4)
+    probe.see(1, x._replace(q=5 * x.q), plan, [plan], 0.4)
     assert torch.equal(before, probe.table) and before[1].eq(0).all()
-    halved.see(1, q.bfloat16(), k.bfloat16(), k_far.bfloat16(), plan, 0.4)
+    halved.see(1, AttentionInputs(*(t.bfloat16() for t in x if t is not None)), plan, [plan], 0.4)
     assert halved.attention_metrics()["attention_entropy"] == pytest.approx(
         probe.attention_metrics()["attention_entropy"], abs=0.02
     )
@@ -118,10 +124,12 @@ def test_only_the_first_call_of_a_layer_counts_and_half_precision_is_widened() -
 def test_tables_of_heads_layers_and_sequence_parts_add_up_to_the_whole() -> None:
     records = torch.zeros(2, 64, 4, dtype=torch.int32)
     whole = plan_for(records, RULES, spec_of(8, 8, 2))
-    q, k, k_far = inputs(whole)
+    x = inputs(whole)
+    q, k, _, k_far, _ = x
+    assert k_far is not None
     one = AttentionProbe(layers=2, rows=24, seed=0)
-    one.see(1, q, k, k_far, whole, 0.4)
-    one.see(2, q.flip(3), k, k_far, whole, 0.4)
+    one.see(1, x, whole, [whole], 0.4)
+    one.see(2, x._replace(q=q.flip(3)), whole, [whole], 0.4)
     total = torch.zeros_like(one.table)
     for rank in range(2):  # context-parallel ranks
         part = ContextPart(rank, 2)
@@ -131,9 +139,10 @@ def test_tables_of_heads_layers_and_sequence_parts_add_up_to_the_whole() -> None
         for kv in range(2):  # tensor-parallel ranks hold one key head each
             heads = slice(2 * kv, 2 * kv + 2)
             probe = AttentionProbe(layers=2, rows=24, seed=0)
-            mine = k[:, kv : kv + 1, held], k_far[:, kv : kv + 1]
-            probe.see(1, q[:, heads, rows], *mine, plan, 0.4)
-            probe.see(2, q[:, heads, rows].flip(3), *mine, plan, 0.4)
+            key, far = k[:, kv : kv + 1, held], k_far[:, kv : kv + 1]
+            mine = AttentionInputs(q[:, heads, rows], key, key, far, far)
+            probe.see(1, mine, plan, [plan], 0.4)
+            probe.see(2, mine._replace(q=mine.q.flip(3)), plan, [plan], 0.4)
             total += probe.table
     both = AttentionProbe(layers=2, rows=24, seed=0)
     both.table = total
@@ -158,7 +167,7 @@ class Attention(torch.nn.Module):
 
     def forward(self, q: torch.Tensor, plan: MaskPlan) -> None:
         if self.probe is not None:
-            self.probe.see(self.layer_number, q, q, None, plan, 1.0)
+            self.probe.see(self.layer_number, AttentionInputs(q, q, q), plan, [plan], 1.0)
 
 
 def test_probing_hangs_the_probe_on_and_takes_it_off_again() -> None:
@@ -185,7 +194,7 @@ def test_without_rows_only_the_masks_are_measured() -> None:
     probe = AttentionProbe(layers=1, rows=0, seed=0)
     assert probe.plan_metrics(32) == {} == probe.attention_metrics()
     q = torch.randn(1, 2, 32, 4)
-    probe.see(1, q, q, None, plan, 1.0)
+    probe.see(1, AttentionInputs(q, q, q), plan, [plan], 1.0)
     assert probe.attention_metrics() == {}
     metrics = probe.plan_metrics(32)
     assert metrics["masked_rows"] == 4 and metrics["invalid_edges"] == 0
@@ -193,9 +202,36 @@ def test_without_rows_only_the_masks_are_measured() -> None:
     assert metrics["visited_share"] >= metrics["edges_used_share"]
 
 
+@pytest.mark.parametrize("backend", ["dense", "blocksparse_cpu", "flex"])
+def test_tiers_run_alone_are_audited_and_counted_as_they_run(backend: str) -> None:
+    """Pairs and illegal edges of what is executed; rows without keys and legal edges of the whole mask."""
+    plan = plan_for(records_with_ids(1), RULES, ALL_TIERS, policies=POLICIES)
+    alone = [plan_for(plan.records, RULES, ALL_TIERS.only(tier), policies=POLICIES) for tier in ALL_TIERS.present]
+    x, cpu = inputs(plan), torch.device("cpu")
+
+    def measured(executed: list[MaskPlan]) -> dict[str, float]:
+        probe = AttentionProbe(layers=1, rows=0, seed=0)
+        probe.see(1, x, plan, executed, 0.4, backend)
+        return probe.plan_metrics(2 * LENGTH)
+
+    metrics = measured(alone)
+    visited = [visited_pairs(backend, each, cpu) for each in alone]
+    assert metrics["visited_share"] == pytest.approx(sum(visited) / plan.stats.causal_pairs) and min(visited) > 0
+    assert metrics["invalid_edges"] == 0 and metrics["masked_rows"] == plan.stats.fully_masked_rows
+    assert metrics["masked_rows"] < max(each.stats.fully_masked_rows for each in alone)
+    assert metrics["edges_used_share"] == plan.stats.legal_edges / plan.stats.causal_pairs
+    # The local tier runs with the keys of a longer window: whoever audits the whole mask does not notice.
+    wider = plan_for(plan.records, RULES, replace(ALL_TIERS, local=sliding(12)).only("local"), policies=POLICIES)
+    wrong = replace(alone[2], samples=wider.samples, layout_key=wider.layout_key)
+    if backend != "dense":  # its mask is made from the definition itself
+        assert measured([*alone[:2], wrong])["invalid_edges"] > 0 == measured([plan])["invalid_edges"]
+
+
 def test_sampled_rows_are_one_of_each_part_and_avoid_the_beat_of_blocks() -> None:
     space = plan_for(torch.zeros(1, 512, 4, dtype=torch.int32), RULES, MaskSpec(LocalPattern(window=8))).space
     rows = sampled_rows(64, space)
     assert (rows // 8 == np.arange(64)).all() and len(np.unique(rows % 8)) == 8
     assert (sampled_rows(600, space) == np.arange(512)).all()
+    with np.errstate(divide="raise"):
+        assert len(sampled_rows(0, space)) == 0
     assert (sampled_rows(64, space, seed=1) != rows).any() and (sampled_rows(64, space) == rows).all()

@@ -27,6 +27,7 @@ def run(part: str, cache: Path) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_masks_and_shapes_compile_once_each(tmp_path: Path) -> None:
     """Three masks of each table form, then nine lengths, more than Dynamo takes for one function."""
     assert run("count", tmp_path) == "2 graphs for 6 masks\n11 graphs for 15 masks"
@@ -51,12 +52,12 @@ def compare(plan: Any, sizes: tuple[int, ...]) -> None:
 
     joint = Geometry(plan.length, plan.n_far, plan.n_tokens, 128)
     mask = lower(plan.samples, len(plan.samples), joint, torch.device("cpu"), sizes)
-    q, k, v, k_far, v_far = inputs(plan, 4, 2, 16, torch.float32)
-    rows, keys, values = joint.pad_rows(q), joint.join_keys(k_far, k), joint.join_keys(v_far, v)
+    x = inputs(plan, 4, 2, 16, torch.float32)
+    rows, keys, values = joint.pad_rows(x.q), joint.join_keys(x.k_far, x.k), joint.join_keys(x.v_far, x.v)
     with torch.no_grad():
         call = flex._compiled_for(rows, keys, mask.shape_class)
         out = call(rows, keys, values, mask.block_mask, 0.25, {})[:, :, : joint.rows]
-        oracle = dense_attention(q, k, v, k_far, v_far, plan, 0.25)
+        oracle = dense_attention(x, plan, 0.25)
     error = float((out - oracle).abs().max())
     assert error <= 1e-5, (plan.spec, sizes, error)
 

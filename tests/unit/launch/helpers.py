@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.corpus import ROOT
 
 #: A python that records what it is asked to run. Anything it does not know goes to the real interpreter.
 PYTHON_STUB = """#!/usr/bin/env bash

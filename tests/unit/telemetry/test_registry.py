@@ -8,8 +8,11 @@ from refractor_megatron.telemetry.registry import EVAL_METRICS, STEP_METRICS, Me
 
 
 def test_registered_names_and_kinds_pass() -> None:
-    STEP_METRICS.check({"loss": 4.5, "tokens_seen": 4096, "expert_load": [0.25, 0.75], "router_entropy_layer": []})
-    EVAL_METRICS.check({"loss": 4.5, "bits_per_byte": 1.9, "tokens": 100})
+    step = {"loss": 4.5, "tokens_seen": 4096, "expert_load": [0.25, 0.75], "router_entropy_layer": []}
+    evaluation = {"loss": 4.5, "bits_per_byte": 1.9, "tokens": 100}
+    for registry, metrics in ((STEP_METRICS, step), (EVAL_METRICS, evaluation)):
+        registry.check(metrics)
+        assert metrics.keys() < {spec.name for spec in registry}
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from refractor_megatron.config.relation_limits import local_reach
+from refractor_megatron.distinction.pattern import LocalPattern
 from refractor_megatron.engines.base import Batch
+from refractor_megatron.fabric.measure import AttentionProbe, probing
+from refractor_megatron.fabric.plan import plan_for
 from refractor_megatron.fabric.retrieval import RetrievalBank
+from refractor_megatron.transformation import core_attention
 from refractor_megatron.transformation.layer_plan import plan_layers
 from tests.engine import engine_of, plain_batch, tiny
 
@@ -94,3 +100,36 @@ def test_the_plan_reads_only_what_has_an_effect() -> None:
         plan_layers(cfg)
         sliding = {"relation.local.stride"} if not any("local" in o or "L_switch" in o for o in overrides) else set()
         assert cfg.read_keys() & everything == used | sliding, overrides
+
+
+@pytest.mark.parametrize("combine", ["joint", "sum", "gated"])
+def test_the_probe_sees_the_plans_that_run(combine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tier's own plan where tiers have softmaxes of their own; a wrong one of them is found."""
+    cfg = tiny(f"relation.combine={combine}", "relation.local.window=24", "model.n_layers=1")
+    engine, batch, cpu = engine_of(cfg), plain_batch(cfg), torch.device("cpu")
+    spec = engine.plan.attention[0].mask
+    batch.records[:, 100:, 0] = -1
+
+    def measured() -> dict[str, float]:
+        with probing(engine.model, AttentionProbe(layers=1, rows=0, seed=0), cpu) as probe:
+            engine.logits(batch.tokens, batch.records)
+        return probe.plan_metrics(batch.tokens.numel())
+
+    whole = plan_for(batch.records, engine.rules, spec)
+    alone = [plan_for(batch.records, engine.rules, spec.only(tier)) for tier in spec.present]
+    visited = sum(plan.layout.visited_pairs for plan in ([whole] if combine == "joint" else alone))
+    metrics = measured()
+    assert metrics["visited_share"] == pytest.approx(visited / whole.stats.causal_pairs)
+    assert metrics["edges_used_share"] == whole.stats.legal_edges / whole.stats.causal_pairs
+    assert metrics["masked_rows"] == whole.stats.fully_masked_rows and metrics["invalid_edges"] == 0
+
+    def wider(records, rules, mask, *rest):  # type: ignore[no-untyped-def]
+        """Local tiers that run alone read four keys too many."""
+        plan = plan_for(records, rules, mask, *rest)
+        if mask != spec.only("local"):
+            return plan
+        other = plan_for(records, rules, replace(mask, local=LocalPattern(window=28)), *rest)
+        return replace(plan, samples=other.samples, layout_key=other.layout_key)
+
+    monkeypatch.setattr(core_attention, "plan_for", wider)
+    assert (measured()["invalid_edges"] > 0) == (combine != "joint")

@@ -48,7 +48,7 @@ def test_protected_tokens_call_nothing(bits: MaskBit) -> None:
     assert out[1, 0] > -torch.inf
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31 - 1), st.sampled_from(["shop", "lab", "none"]), st.integers(0, 3), st.integers(0, 9))
 def test_a_forbidden_tool_has_no_mass_however_large_its_logit(seed: int, domain: str, calls: int, power: int) -> None:
     router = router_of(seed)
