@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from refractor_megatron.compat.megatron import MoEAuxLossAutoScaler
 from refractor_megatron.config import RunConfig, compose
 from refractor_megatron.distinction.roles import ROLE_ID
 from refractor_megatron.engines.base import Batch
@@ -20,6 +21,8 @@ def tiny(*overrides: str) -> RunConfig:
 
 def engine_of(cfg: RunConfig, *, stock_attention: bool = False, bank: RetrievalBank | None = None) -> MegatronEngine:
     """An engine in this process, which becomes a world of one."""
+    # What an earlier backward pass by hand left here has another shape than the schedule's (upstream, one per process).
+    MoEAuxLossAutoScaler.main_loss_backward_scale = None
     device = torch.device("cpu") if torch.distributed.is_initialized() else start_distributed()
     return MegatronEngine(cfg, device, stock_attention=stock_attention, bank=bank)
 
