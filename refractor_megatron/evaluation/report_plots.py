@@ -109,17 +109,22 @@ def draw_grad_norm(axes: Axes, run: RunData) -> bool:
     if not len(steps):
         return False
     _trend(axes, steps, values, RAW)
+    clip = number(run.config, "train", "grad_clip") or 0.0
     positive = values[values > 0]
+    near = len(positive) > 0 and 0 < clip <= 4 * positive.max()  # a threshold far above would flatten the curve
+    if near:
+        axes.axhline(clip, color=AMBER, linewidth=1.1, dashes=(5, 3))
+    if clip > 0:
+        place = {"xy": (1, clip), "xytext": (-2, 3), "xycoords": ("axes fraction", "data")}
+        above = {"xy": (1, 1), "xytext": (-2, -11), "xycoords": "axes fraction"}
+        axes.annotate(
+            f"clip {clip:g}" if near else f"clip {clip:g}, above", **(place if near else above),
+            textcoords="offset points", ha="right", color=AMBER, fontsize=9,
+        )  # fmt: skip
     if len(positive) and positive.max() > 20 * positive.min():
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
-    if (clip := number(run.config, "train", "grad_clip")) and clip > 0:
-        axes.axhline(clip, color=AMBER, linewidth=1.1, dashes=(5, 3))
-        axes.annotate(
-            f"clip {clip:g}", (1, clip), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", color=AMBER, fontsize=9,
-        )  # fmt: skip
     return True
 
 

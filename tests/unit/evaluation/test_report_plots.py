@@ -62,6 +62,18 @@ def test_log_scale_only_for_a_wide_range(make_run: MakeRun) -> None:
         assert plots.draw_grad_norm(axes, RunData.load(folder)) and axes.get_yscale() == scale
 
 
+@pytest.mark.parametrize(("largest", "label", "shown"), [(0.4, "clip 1", True), (0.1, "clip 1, above", False)])
+def test_the_clipping_threshold_stays_in_the_picture(
+    make_run: MakeRun, axes: Axes, largest: float, label: str, shown: bool
+) -> None:
+    """Caught once: its label lay outside the axes, and the layout of the whole figure was given up."""
+    folder = make_run(3)
+    lines = [f'{{"step": {i}, "grad_norm": {value}}}\n' for i, value in enumerate((largest / 2, largest), 1)]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    assert plots.draw_grad_norm(axes, RunData.load(folder))
+    assert [text.get_text() for text in axes.texts] == [label] and bool(axes.get_ylim()[1] > 1) is shown
+
+
 def test_nothing_is_drawn_for_nothing(tmp_path: Path) -> None:
     run = RunData.load(tmp_path)
     for panel in (plots.LOSS, *plots.PANELS):
