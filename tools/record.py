@@ -46,7 +46,8 @@ TEST_RECORDS = {
         "Attention against Megatron's own, and information flow",
         "Our attention with the window over the whole prefix and summaries off, against Megatron's "
         "`DotProductAttention` inside the same model; and the largest change of a logit that no legal path reaches "
-        "when a token changes (three layers, experts and summaries on, fp64), beside the changes that are legal.",
+        "when a token changes (three layers with experts, the tiers named in the row, fp64), beside the changes that "
+        "are legal.",
         ["tests/parity/test_stock_attention.py", "tests/parity/test_information_flow.py"],
     ),
 }

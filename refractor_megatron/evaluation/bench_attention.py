@@ -43,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "attention",
         help="time, visited pairs and memory by length",
         description="Measure tri-tier attention and torch's dense flash attention by length; write a Markdown record "
-        "with JSON and a plot beside it; exit 1 when a cost law fails. The default takes 10 to 20 minutes on a CPU "
+        "with JSON and a plot beside it; exit 1 when a cost law fails. The default takes 5 to 20 minutes on a CPU "
         "core, most of them for dense attention at 64k and 128k; --lengths 4k,16k takes one or two.",
     )
     attention.add_argument(
