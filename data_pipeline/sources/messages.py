@@ -34,7 +34,7 @@ def conversation(messages: Any, where: str, roles: Sequence[str] = ROLES) -> Doc
         if not isinstance(message, dict):
             raise DataError(f"{at}: a message is an object with role and content, not {type(message).__name__}.")
         _known_fields(message, FIELDS, at, "a message")
-        hint = read_tags(message.get("role"), message.get("protocol_tags") or [], at, roles, unknown="error")
+        hint = read_tags(message.get("role"), message.get("protocol_tags") or [], at, roles)
         if hint.new_segment and parts:
             segment += 1
         parts.append(Part(_content(message.get("content"), at), roles.index(hint.role), segment, hint.bits))

@@ -18,25 +18,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal
 
 from refractor_megatron.distinction.roles import ROLES, MaskBit
 from refractor_megatron.errors import DataError
 
 _CATEGORIES = ("tool", "safety", "retrieval", "segment", "role")
 _TAG = re.compile(r"<([a-z]+):([^<>:\s]+)>")
+#: Machine-readable code of an unknown tag, in its error.
 UNKNOWN_PROTOCOL_TAG = "UNKNOWN_PROTOCOL_TAG"
-
-UnknownTags = Literal["warn", "error"]
-
-
-@dataclass(frozen=True)
-class TagWarning:
-    """A tag that was ignored: a machine-readable code, the tag, and its place in the list."""
-
-    code: str
-    tag: str
-    index: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +40,6 @@ class TokenHint:
     bits: int = 0
     tools: tuple[str, ...] = ()
     new_segment: bool = False
-    warnings: tuple[TagWarning, ...] = ()
 
     @property
     def tool_id(self) -> str | None:
@@ -59,22 +47,18 @@ class TokenHint:
         return self.tools[-1] if self.tools else None
 
 
-def read_tags(
-    role: object, tags: object, where: str, roles: Sequence[str] = ROLES, unknown: UnknownTags = "warn"
-) -> TokenHint:
+def read_tags(role: object, tags: object, where: str, roles: Sequence[str] = ROLES) -> TokenHint:
     """Applies a message's protocol tags to its role.
 
-    where: file and place of the message, for errors. unknown: "warn" lists unknown tags, "error" refuses them.
-    Errors: ``DataError`` for an unknown role, a malformed list, a role after a tool tag, and, with ``unknown="error"``,
-    an unknown tag.
+    where: file and place of the message, for errors. Errors: ``DataError`` for an unknown role, a malformed list, a
+    role after a tool tag, and an unknown tag: skipping a misspelt one would drop the bit that hides the message.
     """
     name = _known_role(role, where, roles)
     if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
         raise DataError(f"{where}: protocol_tags must be a list of strings such as <tool:calc>.")
     bits = MaskBit(0)
     tools: list[str] = []
-    warnings: list[TagWarning] = []
-    for index, tag in enumerate(tags):
+    for tag in tags:
         match = _TAG.fullmatch(tag)
         category, identifier = match.groups() if match else ("", "")
         if category == "tool":
@@ -92,11 +76,9 @@ def read_tags(
                     f"{where}: the role override {tag} follows a tool tag, which fixes the role; remove one."
                 )
             name = _known_role(identifier, where, roles)
-        elif unknown == "error":
-            raise DataError(f"{where}: {UNKNOWN_PROTOCOL_TAG} {tag!a}; {_nearest_tag(tag)}.")
         else:
-            warnings.append(TagWarning(UNKNOWN_PROTOCOL_TAG, tag, index))
-    return TokenHint(name, int(bits), tuple(tools), MaskBit.SEGMENT in bits, tuple(warnings))
+            raise DataError(f"{where}: {UNKNOWN_PROTOCOL_TAG} {tag!a}; {_nearest_tag(tag)}.")
+    return TokenHint(name, int(bits), tuple(tools), MaskBit.SEGMENT in bits)
 
 
 def _known_role(role: object, where: str, roles: Sequence[str]) -> str:

@@ -1,11 +1,11 @@
-"""Protocol tags: the table of the contract, order, warnings and errors."""
+"""Protocol tags: the table of the contract, order and errors."""
 
 from __future__ import annotations
 
 import pytest
 
 from refractor_megatron.distinction.roles import ROLES, MaskBit
-from refractor_megatron.distinction.tags import UNKNOWN_PROTOCOL_TAG, TagWarning, TokenHint, read_tags
+from refractor_megatron.distinction.tags import TokenHint, read_tags
 from refractor_megatron.errors import DataError
 from tests.runs import loaded_after
 
@@ -40,19 +40,12 @@ def test_tool_id_is_the_last_tool() -> None:
     assert read_tags("user", [], "m").tool_id is None
 
 
-def test_unknown_tags_are_warnings_in_order_and_change_nothing() -> None:
-    tags = ["<colour:red>", "<safety:restricted>", "<safety:low>", "tool:calc", "<tool:a b>", "<TOOL:x>", "<tool:>", ""]
-    hint = read_tags("user", tags, "m")
-    assert (hint.role, hint.bits, hint.tools) == ("user", SAFETY, ())
-    assert hint.warnings == tuple(
-        TagWarning(UNKNOWN_PROTOCOL_TAG, tag, index) for index, tag in enumerate(tags) if index != 1
-    )
-
-
-def test_unknown_tags_can_be_errors() -> None:
+def test_unknown_tags_are_refused() -> None:
     with pytest.raises(DataError, match="m 3: UNKNOWN_PROTOCOL_TAG '<colour:red>'; known are <tool:NAME>"):
-        read_tags("user", ["<colour:red>"], "m 3", unknown="error")
-    assert read_tags("user", ["<safety:restricted>"], "m", unknown="error").bits == SAFETY
+        read_tags("user", ["<colour:red>"], "m 3")
+    for tag in ("<safety:low>", "tool:calc", "<tool:a b>", "<TOOL:x>", "<tool:>", ""):
+        with pytest.raises(DataError, match="UNKNOWN_PROTOCOL_TAG"):
+            read_tags("user", ["<safety:restricted>", tag], "m")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +61,7 @@ def test_unknown_tags_can_be_errors() -> None:
 )
 def test_a_refused_tag_comes_with_the_nearest_one(tag: str, meant: str) -> None:
     with pytest.raises(DataError, match=f"did you mean '{meant}'"):
-        read_tags("user", [tag], "m", unknown="error")
+        read_tags("user", [tag], "m")
 
 
 @pytest.mark.parametrize(
