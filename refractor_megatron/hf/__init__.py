@@ -1,0 +1,1 @@
+"""The model in plain torch and transformers: parity oracle, export format, decoder."""

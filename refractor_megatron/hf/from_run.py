@@ -1,0 +1,127 @@
+"""RunConfig <-> RefractorConfig: the same model described for training and for transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..config import RunConfig
+from ..distinction.closure import compile_checked
+from ..distinction.roles import ROLES
+from ..distinction.rules import SHARED_ROLES
+from ..errors import ConfigError
+from ..tokenizer import Tokenizer
+from ..transformation.layer_plan import AttentionPlan, RotaryPlan, plan_layers
+from .configuration_refractor import RefractorConfig
+
+
+def hf_config(cfg: RunConfig, tokenizer: Tokenizer | None) -> RefractorConfig:
+    """The transformers configuration of a run's model.
+
+    Without a tokenizer the ids of role and end tokens stay unknown, and records have to be given to the model.
+
+    Raises:
+        ConfigError: the tokenizer has another number of ids than ``model.vocab_size``, or a rule is not causal.
+    """
+    plan, model = plan_layers(cfg), cfg.model
+    rules = compile_checked(cfg.safety.masks)[0]
+    if not rules.causal:
+        names = " and ".join(map(repr, rules.noncausal_rules()))
+        raise ConfigError(f"safety.masks rule {names} has causal: false; a decoder cannot serve that.")
+    if tokenizer is not None and tokenizer.vocab_size != model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} ids and model.vocab_size is {model.vocab_size}: "
+            "give the tokenizer of the run's dataset."
+        )
+    attention, ffn = plan.attention[0], plan.feed_forward[0]
+    reading = [n for n, one in enumerate(plan.attention, start=1) if one.mask.retrieved is not None]
+    return RefractorConfig(
+        architectures=["RefractorForCausalLM"],
+        auto_map={
+            "AutoConfig": "configuration_refractor.RefractorConfig",
+            "AutoModel": "modeling_refractor.RefractorModel",
+            "AutoModelForCausalLM": "modeling_refractor.RefractorForCausalLM",
+        },
+        vocab_size=model.vocab_size,
+        hidden_size=plan.d_model,
+        num_hidden_layers=plan.n_layers,
+        num_attention_heads=attention.heads,
+        num_key_value_heads=attention.kv_heads,
+        head_dim=attention.head_dim,
+        intermediate_size=ffn.hidden,
+        hidden_act="silu" if ffn.activation == "swiglu" else "gelu",
+        num_experts=ffn.experts,
+        num_experts_per_tok=ffn.topk,
+        norm_topk_prob=cfg.router.renormalize_topk if ffn.experts else True,
+        router_temperature=cfg.router.gate_temp if ffn.experts else 1.0,
+        router_gate_features=cfg.router.gate_features if ffn.experts else False,
+        rms_norm_eps=plan.norm_eps,
+        rope_parameters=_rope(attention.rotary),
+        rotary_dim=attention.rotary.dim,
+        max_position_embeddings=model.context_max,
+        initializer_range=plan.init_std,
+        tie_word_embeddings=plan.tie_embeddings,
+        role_embeddings=plan.role_embeddings,
+        roles=list(ROLES),
+        shared_roles=list(SHARED_ROLES),
+        mask_rules=[rule.canonical() for rule in rules.rules],
+        rules_hash=rules.digest,
+        **_tiers(plan.attention[reading[0] - 1] if reading else attention, reading),
+        **_special_ids(tokenizer),
+    )
+
+
+def _rope(rotary: RotaryPlan) -> dict[str, Any]:
+    """transformers' ``rope_parameters``."""
+    if rotary.alpha == 1.0:
+        return {"rope_type": "default", "rope_theta": rotary.theta}
+    scaled = {"rope_type": rotary.scaling, "rope_theta": rotary.theta, "factor": 1.0 / rotary.alpha}
+    if rotary.scaling == "linear":
+        return scaled
+    return scaled | {
+        "original_max_position_embeddings": int(rotary.context_max * rotary.alpha),
+        "beta_fast": rotary.beta_fast,
+        "beta_slow": rotary.beta_slow,
+    }
+
+
+def _tiers(attention: AttentionPlan, reading: list[int]) -> dict[str, Any]:
+    """The attention tiers, from a layer that has all of them; ``reading``: the layers with retrieved records."""
+    local, summary, retrieved = attention.mask.local, attention.mask.summary, attention.mask.retrieved
+    linear = attention.linear
+    return {
+        "local_attention": {
+            "kind": local.kind,
+            "window": local.window,
+            "dilation": local.dilation,
+            "unit": local.unit,
+            "stride": local.stride,
+        },
+        "summaries": None
+        if summary is None
+        else {
+            "block_size": summary.block_size,
+            "per_block": summary.per_block,
+            "levels": summary.levels,
+            "fanout": summary.fanout,
+            "pooling": attention.pooling,
+        },
+        "retrieval": None
+        if retrieved is None
+        else {"chunk": retrieved.chunk, "fan_in": retrieved.fan_in, "dim": attention.record_dim, "layers": reading},
+        "combine": attention.combine,
+        "linear_attention": None
+        if linear is None
+        else {"kernel": linear.kernel, "features": linear.features, "seed": linear.seed},
+    }
+
+
+def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    if tokenizer is None:
+        return {"pad_token_id": None, "eos_token_id": None, "bos_token_id": None}
+    return {
+        "role_token_ids": dict(tokenizer.role_ids),
+        "end_token_id": tokenizer.end,
+        "eos_token_id": tokenizer.eod,
+        "pad_token_id": tokenizer.pad,
+        "bos_token_id": None,
+    }
