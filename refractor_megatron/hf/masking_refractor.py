@@ -264,7 +264,11 @@ class Step:
         records: int [b, n, 4]; valid: bool [b, n], real tokens come first in each sample.
         retrieved: vectors [b, U, R, D] and policies int [b, U, R] (-1: no record) of the chunks that begin in a longer
             call, of which ``first_chunk`` [b] is the first.
+
+    rotation: cosines and sines of the tokens' positions, set by the model.
     """
+
+    rotation: tuple[Tensor, Tensor]
 
     def __init__(
         self,
@@ -297,7 +301,8 @@ class Step:
         near = in_window(config.local_attention, position[:, :, None], self.ring.position[:, None, :])
         fresh = may_read(self.new, self.new, rules)
         fresh &= in_window(config.local_attention, position[:, :, None], position[:, None, :])
-        self.local_masks = (known & near, fresh)
+        self.masks: dict[str, list[Tensor]] = {"local": [known & near, fresh]}
+        self._hidden: dict[tuple[str, ...], Tensor] = {}
         if config.summaries:
             self._plan_summaries(config.summaries)
         if config.retrieval:
@@ -315,6 +320,13 @@ class Step:
         bits = torch.tensor(list(SCOPE_BITS.values()), device=self.records.device)
         roles = F.one_hot(self.records[..., 2].long(), self.features_of)
         return torch.cat([roles, (self.records[..., 3:].long() & bits) != 0], dim=-1).float()
+
+    def hidden(self, tiers: tuple[str, ...]) -> Tensor:
+        """bool [b, 1, 1, n, m]: keys of these tiers that the new tokens may not read, in the order of ``masks``."""
+        if tiers not in self._hidden:
+            legal = torch.cat([mask for tier in tiers for mask in self.masks[tier]], dim=-1)
+            self._hidden[tiers] = ~legal[:, None, None]
+        return self._hidden[tiers]
 
     def _ring(self) -> Tokens:
         """Tokens [b, C] whose keys the cache holds, by slot."""
@@ -353,15 +365,15 @@ class Step:
         block, per_block, local = spec["block_size"], spec["per_block"], self.config.local_attention
         groups, self.block, self.block_ok = self._groups("block", block)
         mask = readable_groups(groups, self.new, block, 0, local, self.rules)
-        self.group_mask: Tensor | None = None
+        self.masks["summary"] = []
         if spec["levels"] == 2:
             size = block * spec["fanout"]
             upper, self.group, self.group_ok = self._groups("group", size)
             stands_in = readable_groups(upper, self.new, size, 1, local, self.rules)
             covered = stands_in.repeat_interleave(spec["fanout"], 2)
             mask[:, :, : covered.shape[2]] &= ~covered
-            self.group_mask = stands_in.repeat_interleave(per_block, 2)
-        self.block_mask = mask.repeat_interleave(per_block, 2)
+            self.masks["summary"].append(stands_in.repeat_interleave(per_block, 2))
+        self.masks["summary"].append(mask.repeat_interleave(per_block, 2))
         token = (self.block[..., None] * block + torch.arange(block, device=mask.device)).flatten(1)
         held = self.ring.position.shape[1]
         ahead = token - self.length[:, None]
@@ -399,7 +411,7 @@ class Step:
         legal = Groups.of(asked, self.rules).legal(self.new, self.rules)  # [b, n, x]
         legal &= (self.new.position[:, :, None] // chunk == number[:, None]) & (number > 0)[:, None]
         readable = self.rules.records[self.new.kind[:, :, None, None], codes[:, None]]  # [b, n, x, R]
-        self.record_mask = (readable & legal[..., None]).flatten(2)
+        self.masks["retrieved"] = [(readable & legal[..., None]).flatten(2)]
 
     def _plan_states(self) -> None:
         """Linear attention: which running states, one for each (document, segment, type), are read, kept and made."""

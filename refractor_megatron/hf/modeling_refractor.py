@@ -43,21 +43,28 @@ class Rotary:
             turns = [float(rope.get(name) or usual) for name, usual in (("beta_fast", 32.0), ("beta_slow", 1.0))]
             at = [dim * math.log(length / (t * 2 * math.pi)) / (2 * math.log(theta)) for t in turns]
             low, high = max(math.floor(at[0]), 0), min(math.ceil(at[1]), dim - 1)
-            ramp = ((torch.arange(dim // 2, dtype=torch.float64, device="cpu") - low) / max(high - low, 0.001)).clamp(
-                0, 1
-            )
+            ramp = (torch.arange(dim // 2, dtype=torch.float64, device="cpu") - low) / max(high - low, 0.001)
+            ramp = ramp.clamp(0, 1)
             self.inv_freq = plain * (1 - ramp) + plain / factor * ramp
             self.factor = float(rope.get("attention_factor") or 0.1 * math.log(factor) + 1.0)
 
-    def turn(self, x: Tensor, position: Tensor, factor: float = 1.0) -> Tensor:
-        """Rotates x [..., d] by positions [...] (broadcastable), halves paired; angles in float64."""
+    def angles(self, position: Tensor, dtype: torch.dtype, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [..., r / 2] of positions [...], from angles in float64."""
         self.inv_freq = self.inv_freq.to(position.device)
         angle = position[..., None].double() * self.inv_freq
-        cos, sin = (angle.cos() * factor).to(x.dtype), (angle.sin() * factor).to(x.dtype)
-        r = cos.shape[-1]
-        first, second, rest = x[..., :r], x[..., r : 2 * r], x[..., 2 * r :]
-        turned = first * cos - second * sin
-        return torch.cat([turned, second * cos + first * sin, rest.expand(*turned.shape[:-1], -1)], dim=-1)
+        return (angle.cos() * factor).to(dtype), (angle.sin() * factor).to(dtype)
+
+    def turn(self, x: Tensor, position: Tensor, factor: float = 1.0) -> Tensor:
+        """Rotates x [..., d] to positions [...] (broadcastable)."""
+        return rotated(x, *self.angles(position, x.dtype, factor))
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates the first r of x [..., d], in pairs (i, i + r / 2)."""
+    r = cos.shape[-1]
+    first, second, rest = x[..., :r], x[..., r : 2 * r], x[..., 2 * r :]
+    turned = first * cos - second * sin
+    return torch.cat([turned, second * cos + first * sin, rest.expand(*turned.shape[:-1], -1)], dim=-1)
 
 
 def pool(
@@ -91,22 +98,24 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------------------ attention
 
-Part = tuple[Tensor, Tensor, Tensor]  # keys, values [b, g, m, d], mask [b, n, m]
+Part = tuple[Tensor, Tensor]  # keys, values [b, g, m, d]
 
 
-def attend(q: Tensor, parts: list[Part], scale: float) -> Tensor:
-    """One softmax of q [b, h, n, d] over the keys of all parts -> [b, h, n, d]; rows without a key are zero."""
+def attend(q: Tensor, parts: list[Part], hidden: Tensor, scale: float) -> Tensor:
+    """One softmax of q [b, h, n, d] over the keys of all parts -> [b, h, n, d]; rows without a key are zero.
+
+    hidden: bool [b, 1, 1, n, m], over the keys of all parts.
+    """
     b, h, n, d = q.shape
     g = parts[0][0].shape[1]
-    folded = q.reshape(b, g, h // g * n, d)  # heads that share a key head become rows
-    scores = torch.cat([folded @ k.transpose(-1, -2) for k, _, _ in parts], dim=-1) * scale
-    legal = torch.cat([mask for _, _, mask in parts], dim=-1)[:, None, None]  # [b, 1, 1, n, m]
+    folded = q.reshape(b, g, h // g * n, d) * scale  # heads that share a key head become rows
+    scores = torch.cat([folded @ k.transpose(-1, -2) for k, _ in parts], dim=-1)
     wide = torch.promote_types(q.dtype, torch.float32)
-    scores = scores.to(wide).view(b, g, h // g, *legal.shape[-2:]).masked_fill(~legal, torch.finfo(wide).min)
-    weight = torch.softmax(scores, dim=-1).masked_fill(~legal, 0.0).to(q.dtype).flatten(2, 3)
-    shares = torch.split(weight, [k.shape[2] for k, _, _ in parts], dim=-1)
-    out = torch.stack([w @ v for w, (_, v, _) in zip(shares, parts, strict=True)]).sum(0)
-    return out.view(b, h, n, d)
+    scores = scores.to(wide).view(b, g, h // g, *hidden.shape[-2:]).masked_fill(hidden, torch.finfo(wide).min)
+    weight = torch.softmax(scores, dim=-1).masked_fill(hidden, 0.0).to(q.dtype).flatten(2, 3)
+    shares = torch.split(weight, [k.shape[2] for k, _ in parts], dim=-1)
+    out = sum(share @ v for share, (_, v) in zip(shares, parts, strict=True))
+    return torch.as_tensor(out).view(b, h, n, d)
 
 
 def favor_directions(seed: int, layer: int, heads: int, features: int, d: int) -> Tensor:
@@ -157,8 +166,7 @@ class RefractorAttention(nn.Module):
         q, k, v = (
             p(x).view(b, n, -1, self.config.head_dim).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
         )
-        place = step.new.position.clamp(min=0)[:, None]
-        q, k = (self.rotary.turn(t, place, self.rotary.factor) for t in (q, k))
+        q, k = (rotated(t, *step.rotation) for t in (q, k))
         held = step.cache.layers[self.layer] if step.cache is not None else {}
         out = self._linear(q, k, v, step, held) if step.linear else self._tri_tier(q, k, v, step, held)
         return self.o_proj(out.transpose(1, 2).reshape(b, n, -1))
@@ -166,8 +174,7 @@ class RefractorAttention(nn.Module):
     def _tri_tier(self, q: Tensor, k: Tensor, v: Tensor, step: Step, held: dict[str, Tensor]) -> Tensor:
         known = step.ring.position.shape[1]
         ring = [held[name][:, :, :known] if known else k[:, :, :0] for name in ("k", "v")]
-        local = [(ring[0], ring[1], step.local_masks[0]), (k, v, step.local_masks[1])]
-        parts: dict[str, list[Part]] = {"local": local}
+        parts: dict[str, list[Part]] = {"local": [(ring[0], ring[1]), (k, v)]}
         if self.config.summaries:
             parts["summary"] = self._summaries(ring, k, v, step, held)
         if "retrieved" in self.tiers:
@@ -180,8 +187,9 @@ class RefractorAttention(nn.Module):
     def _combined(self, q: Tensor, parts: dict[str, list[Part]], step: Step) -> Tensor:
         """One softmax over the keys of all tiers, or the gated or plain sum of one for each."""
         if self.config.combine == "joint":
-            return attend(q, [part for tier in self.tiers for part in parts[tier]], self.scale)
-        outs = torch.stack([attend(q, parts[tier], self.scale) for tier in self.tiers])  # [tiers, b, h, n, d]
+            return attend(q, [part for tier in self.tiers for part in parts[tier]], step.hidden(self.tiers), self.scale)
+        alone = [attend(q, parts[tier], step.hidden((tier,)), self.scale) for tier in self.tiers]
+        outs = torch.stack(alone)  # [tiers, b, h, n, d]
         if self.config.combine == "gated":
             features = step.gate_features.to(self.tier_gate_weight)
             logits = torch.einsum("htk,bnk->tbhn", self.tier_gate_weight, features)
@@ -208,9 +216,9 @@ class RefractorAttention(nn.Module):
         if step.block.shape[1]:
             keys, values = (take(torch.cat(pair, 2), step.block_tokens) for pair in zip(ring, (k, v), strict=True))
             made = self._pooled(keys, values, step.block, block, 1, 1.0, getattr(self, "summary_query", None))
-        lower = self._kept("summary", made, step.block, step.block_ok, step.block_mask.shape[2], step, held)
-        parts = [(*lower, step.block_mask)]
-        if step.group_mask is not None:
+        lower = self._kept("summary", made, step.block, step.block_ok, step.masks["summary"][-1].shape[2], step, held)
+        parts = [lower]
+        if spec["levels"] == 2:
             made = k[:, :, :0], v[:, :, :0]
             if step.group.shape[1]:
                 size = fanout * per_block
@@ -219,8 +227,8 @@ class RefractorAttention(nn.Module):
                 together = per_block if spec["pooling"] == "attn_pool" else 1
                 queries = getattr(self, "group_query", None)
                 made = self._pooled(keys, values, step.group, size, together, block * together / per_block, queries)
-            upper = self._kept("group", made, step.group, step.group_ok, step.group_mask.shape[2], step, held)
-            parts.insert(0, (*upper, step.group_mask))
+            upper = self._kept("group", made, step.group, step.group_ok, step.masks["summary"][0].shape[2], step, held)
+            parts.insert(0, upper)
         return parts
 
     def _pooled(
@@ -281,7 +289,7 @@ class RefractorAttention(nn.Module):
                 index = step.current[:, None] * fan_in + torch.arange(fan_in, device=new.device)
                 held[name] = take(both[-1], index).detach()
             k, v = both
-        return k, v, step.record_mask
+        return k, v
 
     def _linear(self, q: Tensor, k: Tensor, v: Tensor, step: Step, held: dict[str, Tensor]) -> Tensor:
         """Weights phi(q) . phi(k): keys of this call one by one, earlier ones as sums of phi(k) v for each state."""
@@ -385,7 +393,7 @@ class RefractorMoE(nn.Module):
         for number in chosen.unique().tolist():
             token, slot = (chosen == number).nonzero(as_tuple=True)
             share = self.experts[number](flat[token]) * weight[token, slot, None].to(flat.dtype)
-            out = out.index_add(0, token, share)
+            out.index_add_(0, token, share)
         return out.view_as(x)
 
 
@@ -438,8 +446,9 @@ class RefractorModel(RefractorPreTrainedModel):
             plain = config.roles.index(RETRIEVED_ROLE)
             self.role_embeddings = nn.Embedding(len(config.roles), config.hidden_size, padding_idx=plain)
             self.role_embeddings.starts_at_zero = True  # type: ignore[assignment]
-        rotary = Rotary(config)
-        self.layers = nn.ModuleList(RefractorDecoderLayer(config, n, rotary) for n in range(config.num_hidden_layers))
+        self.rotary = Rotary(config)
+        layers = (RefractorDecoderLayer(config, n, self.rotary) for n in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(layers)
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rules = Rules(config)
         self.post_init()
@@ -517,6 +526,7 @@ class RefractorModel(RefractorPreTrainedModel):
             if self.config.role_embeddings:
                 x = x + self.role_embeddings(records[:, part, 2].long())
             step = Step(self.config, self.rules, cache, records[:, part], valid[:, part], retrieved, first_chunk)
+            step.rotation = self.rotary.angles(step.new.position.clamp(min=0)[:, None], x.dtype, self.rotary.factor)
             for layer in self.layers:
                 x = layer(x, step)
             if cache is not None:
