@@ -17,6 +17,8 @@ _POSITIVE = Bounds(gt=0)
 _NOT_NEGATIVE = Bounds(ge=0)
 _AT_LEAST_ONE = Bounds(ge=1)
 _BELOW_ONE = Bounds(ge=0, lt=1)
+#: Makes the exported model's configuration, which the decoder reads.
+_EXPORT = "hf.from_run"
 
 #: Rules of the five mask classes that ship with the reference preset. Plain documents (role ``data``, no scope bits)
 #: meet neither of them.
@@ -157,8 +159,10 @@ class Model(Section):
 class KvCache(Section):
     """Key/value cache of generation."""
 
-    chunk: int = leaf(512, "Tokens in a chunk of the cache", unit="tokens", bounds=_AT_LEAST_ONE, reserved=True)
-    compress_ratio: float = leaf(0.5, "Size of an old chunk relative to fp16", bounds=Bounds(gt=0, le=1), reserved=True)
+    chunk: int = leaf(512, "Tokens in a chunk of the cache", unit="tokens", bounds=_AT_LEAST_ONE, reader=_EXPORT)
+    compress_ratio: float = leaf(
+        0.5, "Size of an old chunk relative to fp16", bounds=Bounds(gt=0, le=1), reader=_EXPORT
+    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

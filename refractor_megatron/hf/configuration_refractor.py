@@ -30,6 +30,7 @@ class RefractorConfig(PreTrainedConfig):
         retrieval: null, or {chunk, fan_in, dim, layers} of attention to retrieved records (layers counted from 1).
         combine: one softmax over all tiers (``joint``), or one for each, ``gated`` or added up (``sum``).
         linear_attention: null, or {kernel, features, seed}: linear attention takes the place of the three tiers.
+        kv_cache: {chunk, compress_ratio} of keys and values kept behind the window, and their size relative to fp16.
         role_token_ids: ids of the tokens that open a message of each role; end_token_id closes it.
     """
 
@@ -66,6 +67,7 @@ class RefractorConfig(PreTrainedConfig):
         retrieval: dict[str, Any] | None = None,
         combine: str = "joint",
         linear_attention: dict[str, Any] | None = None,
+        kv_cache: dict[str, Any] | None = None,
         role_token_ids: dict[str, int] | None = None,
         end_token_id: int | None = None,
         use_cache: bool = True,
@@ -101,6 +103,7 @@ class RefractorConfig(PreTrainedConfig):
         self.retrieval = retrieval
         self.combine = combine
         self.linear_attention = linear_attention
+        self.kv_cache = {"chunk": 512, "compress_ratio": 0.5} | (kv_cache or {})
         self.role_token_ids = dict(role_token_ids or {})
         self.end_token_id = end_token_id
         self.use_cache = use_cache

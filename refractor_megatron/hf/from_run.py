@@ -7,7 +7,7 @@ from typing import Any
 from ..config import RunConfig
 from ..distinction.closure import compile_checked
 from ..distinction.roles import ROLES
-from ..distinction.rules import SHARED_ROLES
+from ..distinction.rules import SHARED_ROLES, Rule
 from ..errors import ConfigError
 from ..tokenizer import Tokenizer
 from ..transformation.layer_plan import AttentionPlan, RotaryPlan, plan_layers
@@ -63,11 +63,18 @@ def hf_config(cfg: RunConfig, tokenizer: Tokenizer | None) -> RefractorConfig:
         role_embeddings=plan.role_embeddings,
         roles=list(ROLES),
         shared_roles=list(SHARED_ROLES),
-        mask_rules=[rule.canonical() for rule in rules.rules],
+        mask_rules=[_rule(rule) for rule in rules.rules],
         rules_hash=rules.digest,
+        kv_cache={"chunk": cfg.memory.kv.chunk, "compress_ratio": cfg.memory.kv.compress_ratio},
         **_tiers(plan.attention[reading[0] - 1] if reading else attention, reading),
         **_special_ids(tokenizer),
     )
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    """A rule as ``safety.masks`` has it: fields that restrict nothing are left out, because null would be refused."""
+    written = {name: value for name, value in rule.canonical().items() if value is not None}
+    return written | {"when": {name: value for name, value in written["when"].items() if value}}
 
 
 def _rope(rotary: RotaryPlan) -> dict[str, Any]:
