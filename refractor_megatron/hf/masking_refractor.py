@@ -178,9 +178,9 @@ def readable_groups(groups: Groups, q: Tokens, size: int, behind: int, local: di
 class RefractorCache:
     """What decoding keeps of each sample: window keys, summaries, the readable records, and three numbers a token.
 
-    Samples may differ in length. The window is a ring: position p stands in slot p mod C, C at least the pattern's
-    reach, a block, and ``keep``. Without a window (and in no other case) it grows with the sequence. Linear attention
-    keeps states instead. Tensors are updated in place, without a graph.
+    Samples may differ in length. The window is a ring: position p stands in slot p mod C, where C grows with the
+    sequence up to the largest of the pattern's reach, a block, and ``keep``; without a window it has no bound. Linear
+    attention keeps states instead. Tensors are updated in place, without a graph.
 
     Args:
         keep: tokens that must stay in the ring for ``tokens``, whatever the pattern.
@@ -213,13 +213,15 @@ class RefractorCache:
                 part[name] = value.index_select(0, beam_idx.to(value.device))
         self.length = self.length.index_select(0, beam_idx.to(self.length.device))
 
-    def buffer(self, part: dict[str, Tensor], name: str, like: Tensor, size: int, dim: int) -> Tensor:
-        """A tensor with at least ``size`` places along ``dim``, grown by doubling; contents stay."""
+    def buffer(
+        self, part: dict[str, Tensor], name: str, like: Tensor, size: int, dim: int, most: int | None = None
+    ) -> Tensor:
+        """A tensor with at least ``size`` places along ``dim``, grown by doubling, up to ``most``; contents stay."""
         old = part.get(name)
         have = old.shape[dim] if old is not None else 0
         if old is None or have < size:
             shape = list(like.shape)
-            shape[dim] = max(size, 2 * have)
+            shape[dim] = max(size, 2 * have if most is None else min(2 * have, most))
             part[name] = like.new_zeros(shape)
             if old is not None:
                 part[name].narrow(dim, 0, have).copy_(old)
@@ -309,8 +311,8 @@ class Step:
             self._plan_retrieved(config.retrieval, retrieved, first_chunk)
 
     def tokens_at(self, position: Tensor) -> Tokens:
-        """Tokens at positions [b, ...]; a negative position is no token."""
-        index = position.clamp(min=0).flatten(1)
+        """Tokens at positions [b, ...]; a negative position is no token, and one to come is whatever stands there."""
+        index = position.clamp(0, self.history.shape[1] - 1).flatten(1)
         records = self.history.gather(1, index[..., None].expand(-1, -1, 4)).reshape(*position.shape, 4).long()
         return Tokens(position, records[..., 0], records[..., 1], self.rules.kinds(records))
 

@@ -201,9 +201,10 @@ class RefractorAttention(nn.Module):
         cache = step.cache
         assert cache is not None
         after = step.length + step.count
-        size = int(after.max()) if cache.grows else cache.ring
+        most = None if cache.grows else cache.ring
+        size = int(after.max()) if most is None else min(int(after.max()), most)
         for name, new in (("k", k), ("v", v)):
-            buffer = cache.buffer(held, name, new, size, 2)
+            buffer = cache.buffer(held, name, new, size, 2, most)
             recent = step.valid & (step.new.position >= after[:, None] - buffer.shape[2])
             write(buffer, step.new.position % buffer.shape[2], recent, new.detach(), 2)
 

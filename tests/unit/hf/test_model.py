@@ -72,11 +72,7 @@ def folder(model: RefractorForCausalLM, tmp_path_factory: pytest.TempPathFactory
 
 
 @torch.no_grad()
-def test_loads_by_name_from_its_folder(
-    model: RefractorForCausalLM, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+def test_loads_by_name_from_its_folder(model: RefractorForCausalLM, folder: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert type(loaded) is not RefractorForCausalLM  # the code beside the weights, not ours
     ids = ids_of(60)
