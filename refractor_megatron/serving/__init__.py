@@ -1,0 +1,1 @@
+"""Serving engines of others: what they need to run our exports."""
