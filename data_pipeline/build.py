@@ -63,20 +63,28 @@ def build(
     heldout_fraction: float,
     seed: int,
     cache: Path,
+    tokenizer: Tokenizer | None = None,
     log: Log = print,
 ) -> BuiltData:
     """Returns the dataset of ``corpus`` (``None``: the default corpus), building it if it is not there.
 
     ``vocab_size`` counts special tokens and is an upper bound; ``max_mb`` caps the text in units of 10^6 bytes; text is
-    held in memory. Raises ``DataError`` for an unusable corpus, ``OutputError`` if a result cannot be written.
+    held in memory. ``tokenizer`` encodes it; without one a tokenizer is trained on the text. Raises ``DataError`` for
+    an unusable corpus or a tokenizer of more ids, ``OutputError`` if a result cannot be written.
     """
     _check_parameters(name, max_mb, heldout_fraction)
+    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
+        raise DataError(
+            f"The tokenizer has {tokenizer.vocab_size} ids and model.vocab_size is {vocab_size}: "
+            f"set model.vocab_size={tokenizer.vocab_size}."
+        )
     parameters = {
         "name": name,
         "vocab_size": vocab_size,
         "max_mb": float(max_mb),
         "heldout_fraction": float(heldout_fraction),
         "seed": seed,
+        **({} if tokenizer is None else {"tokenizer": tokenizer.digest}),
     }
     with mendable_errors(out_root, cache):
         sources = open_sources(corpus, cache, log)
@@ -90,7 +98,7 @@ def build(
             if folder.exists():
                 raise OutputError(f"{folder} exists but is not a whole dataset; delete it and run again.")
             with draft_folder(folder) as draft:
-                manifest = _build_into(draft, sources, parameters, digest, log)
+                manifest = _build_into(draft, sources, parameters, tokenizer, digest, log)
     return BuiltData(folder, manifest, built=True)
 
 
@@ -121,7 +129,12 @@ def _digest(parameters: dict[str, Any], sources: list[Source]) -> str:
 
 
 def _build_into(
-    draft: Path, sources: list[Source], parameters: dict[str, Any], digest: str, log: Log
+    draft: Path,
+    sources: list[Source],
+    parameters: dict[str, Any],
+    tokenizer: Tokenizer | None,
+    digest: str,
+    log: Log,
 ) -> dict[str, Any]:
     cap = int(parameters["max_mb"] * 1e6)
     reading = Reading(min(PART_BYTES, max(SMALLEST_PART, cap // PARTS_IN_CAP)))
@@ -133,9 +146,11 @@ def _build_into(
     names = write_provenance(
         draft / PROVENANCE_FILE, [(sources[one.source].name, one.document.provenance) for one in train]
     )
-    tokenizer = train_tokenizer((part.data for one in train for part in one.document.parts), parameters["vocab_size"])
+    if tokenizer is None:
+        texts = (part.data for one in train for part in one.document.parts)
+        tokenizer = train_tokenizer(texts, parameters["vocab_size"])
+        clock.lap(f"train tokenizer of {tokenizer.vocab_size} ids")
     tokenizer.save(draft / "tokenizer.json")
-    clock.lap(f"train tokenizer of {tokenizer.vocab_size} ids")
     splits = {
         split: _write_split(draft / split, documents, tokenizer, log)
         for split, documents in (("train", train), ("heldout", heldout))

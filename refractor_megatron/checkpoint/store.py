@@ -63,8 +63,16 @@ class Store:
         folders = manifests.complete(self.root)
         if not folders:
             return None
-        self._on_main(lambda: manifests.verify(folders[-1]))
+        self.verify(folders[-1])
         return folders[-1]
+
+    def verify(self, folder: Path) -> None:
+        """Compare a checkpoint, of this store or another, with its manifest on rank 0.
+
+        Raises:
+            CheckpointError: on every rank, naming the file that is missing or damaged.
+        """
+        self._on_main(lambda: manifests.verify(folder))
 
     def load(self, folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         """Fill ``state`` from a checkpoint of any grid.

@@ -56,6 +56,10 @@ def read(path: Path) -> tuple[str, list[bytes], list[str]]:
         return str(body["pattern"]), ranks, [str(name) for name in body["specials"]]
     except OSError as error:
         reason = error.strerror or "input/output error"
-        raise DataError(f"Cannot read the tokenizer {path} ({reason}); build the dataset again.") from error
+        raise DataError(
+            f"Cannot read the tokenizer {path} ({reason}); build the dataset or export the model again."
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not an intact tokenizer file ({error}); build the dataset again.") from error
+        raise DataError(
+            f"{path} is not an intact tokenizer file ({error}); build the dataset or export the model again."
+        ) from error

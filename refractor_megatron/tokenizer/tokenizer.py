@@ -27,19 +27,21 @@ SPECIALS: tuple[str, ...] = (EOD, PAD, END, *(f"<|{role}|>" for role in ROLES))
 class Tokenizer:
     """Byte-level BPE over any bytes, exact in both directions.
 
-    Ids ``0..255`` are the single bytes, then merges in the order they were learnt, then the special tokens. No input to
-    ``encode`` can produce a special id: those are placed by whoever builds a document from its structure.
+    Ids ``0..255`` are the single bytes (by value where we trained it; other models order them otherwise), then merges
+    in the order they were learnt, then the special tokens. No input to ``encode`` can produce a special id: those are
+    placed by whoever builds a document from its structure.
     """
 
     def __init__(
         self, ranks: Sequence[bytes], specials: Sequence[str] = SPECIALS, pattern: str = SPLIT_PATTERN
     ) -> None:
-        """``ranks``: byte string of every ordinary id; the first 256 must be the single bytes in order."""
-        assert list(ranks[:256]) == [bytes([b]) for b in range(256)], "the single bytes come first"
+        """``ranks``: byte string of every ordinary id; the first 256 must be the single bytes."""
+        assert sorted(ranks[:256]) == [bytes([b]) for b in range(256)], "the single bytes come first"
         assert len(set(ranks)) == len(ranks), "every byte string has one id"
         self._ranks = tuple(ranks)
         self._specials = tuple(specials)
         self._pattern = pattern
+        self._byte_id = {token[0]: i for i, token in enumerate(self._ranks[:256])}
         self._table = self._ranks + (b"",) * len(self._specials)
         self._special_id = {name: len(self._ranks) + i for i, name in enumerate(self._specials)}
         self.digest = fileformat.digest(self._pattern, self._ranks, self._specials)
@@ -50,7 +52,9 @@ class Tokenizer:
         pattern, ranks, specials = fileformat.read(path)
         missing = [name for name in SPECIALS if name not in specials]
         if missing:
-            raise DataError(f"{path} lacks the special token {missing[0]}; build the dataset again.")
+            raise DataError(
+                f"{path} lacks the special token {missing[0]}; build the dataset or export the model again."
+            )
         return cls(ranks, specials, pattern)
 
     def save(self, path: Path) -> None:
@@ -115,7 +119,7 @@ class Tokenizer:
         ids: list[int] = []
         for run in utf8_runs(data):
             if isinstance(run, bytes):
-                ids.extend(run)  # the id of a single byte is its value
+                ids.extend(self._byte_id[byte] for byte in run)
                 continue
             for piece in bounded(run):
                 ids.extend(self._encoding.encode_ordinary(piece))

@@ -52,7 +52,7 @@ def _capped(texts: Iterable[bytes], max_bytes: int) -> Iterator[str]:
             return
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """The visible character that stands for each byte in Hugging Face's byte-level models, as character -> byte."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [b for b in range(256) if b not in visible]
@@ -80,7 +80,7 @@ def _train_reference(pieces: list[str], size: int) -> tokenizers.Tokenizer:
         vocab_size=size,
         min_frequency=MIN_PAIR_COUNT,
         show_progress=False,
-        initial_alphabet=sorted(_byte_alphabet()),
+        initial_alphabet=sorted(byte_alphabet()),
         special_tokens=[],
     )
     reference.train_from_iterator(pieces, trainer)
@@ -89,7 +89,7 @@ def _train_reference(pieces: list[str], size: int) -> tokenizers.Tokenizer:
 
 def _ranks_of(reference: tokenizers.Tokenizer) -> list[bytes]:
     """Byte strings in our id order: the 256 bytes by value, then the merges as learnt."""
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     by_id = sorted(reference.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
     learnt = [bytes(alphabet[char] for char in token) for token, _ in by_id if len(token) > 1]
     return [bytes([b]) for b in range(256)] + learnt
@@ -97,7 +97,7 @@ def _ranks_of(reference: tokenizers.Tokenizer) -> list[bytes]:
 
 def _verify(tokenizer: Tokenizer, reference: tokenizers.Tokenizer, pieces: list[str]) -> None:
     """Our ids spell the same tokens as the trainer's own encoder on the head of the training text."""
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     left = VERIFY_BYTES
     for piece in pieces:
         head = piece[:left]

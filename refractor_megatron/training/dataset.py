@@ -12,6 +12,7 @@ from data_pipeline.stream import SampleStream
 
 from ..config import RunConfig, compose
 from ..errors import DataError
+from ..tokenizer.imported import load_tokenizer
 from .folder import RunFolder
 
 if TYPE_CHECKING:
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
     from data_pipeline.retrieval.neighbours import Neighbours
 
 
-def dataset_of(cfg: RunConfig, corpus: Path | None, root: Path) -> BuiltData:
-    """Find or build the dataset that ``cfg`` describes, from ``corpus`` or the default corpus, under ``root``."""
+def dataset_of(cfg: RunConfig, corpus: Path | None, root: Path, tokenizer: Path | None = None) -> BuiltData:
+    """Find or build the dataset that ``cfg`` describes, from ``corpus`` or the default corpus, under ``root``.
+
+    ``tokenizer``: a file, or a folder that has one; without it the build trains a tokenizer on the text.
+    """
     from data_pipeline.build import build
 
     data = cfg.data
@@ -34,6 +38,7 @@ def dataset_of(cfg: RunConfig, corpus: Path | None, root: Path) -> BuiltData:
         heldout_fraction=data.heldout_fraction,
         seed=data.seed,
         cache=root / "cache",
+        tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
     )
 
 
@@ -91,6 +96,7 @@ def add_corpus_flags(parser: argparse.ArgumentParser, preset: str) -> None:
     parser.add_argument("--preset", default=preset, help=f"experiment preset (default: {preset})")
     parser.add_argument("--corpus", type=Path, help="folder or file of .txt .md .jsonl[.zst|.gz] .parquet")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder of built datasets (default: data)")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json to encode with (default: train one on the text)")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. train.optimizer.lr=1e-3")
 
 
@@ -110,7 +116,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def build_dataset(args: argparse.Namespace) -> int:
     """Build, or find, the dataset of a preset, and its retrieval index where the preset retrieves."""
     cfg = compose([f"experiment={args.preset}", *args.overrides])
-    built = dataset_of(cfg, args.corpus, args.data_root)
+    built = dataset_of(cfg, args.corpus, args.data_root, args.tokenizer)
     prepared(cfg, built)
     print(built.folder)
     return 0

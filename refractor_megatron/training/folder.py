@@ -36,6 +36,16 @@ class RunFolder:
         return self.path / "device.json"
 
     @property
+    def weights(self) -> Path:
+        """Where the first weights come from; absent where they are random."""
+        return self.path / "weights.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer that was given to the run; absent where building the dataset has trained one."""
+        return self.path / "tokenizer.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object for each step."""
         return self.path / "metrics.jsonl"

@@ -56,7 +56,7 @@ def parity(args: argparse.Namespace) -> int:
     grids = [parse_grid(text) for text in args.grids.split(",")]
     overrides = [f"experiment={args.preset}", "train.mixed_precision=fp32", *args.overrides]
     cfg = compose(overrides)
-    built = dataset_of(cfg, args.corpus, args.data_root)
+    built = dataset_of(cfg, args.corpus, args.data_root, args.tokenizer)
     worst = 0
     table = {}
     with tempfile.TemporaryDirectory() as scratch:

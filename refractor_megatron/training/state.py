@@ -22,6 +22,8 @@ from ..engines.megatron import MegatronEngine
 from ..errors import CheckpointError
 from ..transformation.sharded import shards
 from .ema import WeightEMA
+from .start import load_first_weights
+from .weights import StartWeights
 
 
 @dataclass
@@ -72,6 +74,17 @@ class TrainState:
         self._check_expert_grid(folder)
         self.load(store, folder)
         return True
+
+    def start_from(self, cfg: RunConfig, store: Store, start: StartWeights) -> list[str]:
+        """Take another run's raw weights at step 0; the average starts equal to them, the optimizer afresh.
+
+        Returns the names of the tensors that the other model does not have. Raises ``CheckpointError`` for weights that
+        do not fit. With bf16 weights the optimizer's fp32 copies start from the rounded ones, on every grid alike.
+        """
+        new = load_first_weights(cfg, self.engine, store, start)
+        if self.ema is not None:
+            self.ema = WeightEMA(self.engine.model, self.ema.decay)
+        return new
 
     def load(self, store: Store, folder: Path, *, optimizer: bool = True) -> None:
         """Load the state of ``folder``; without the optimizer (evaluation) whatever grid wrote it."""

@@ -32,9 +32,15 @@ from .retrieval import Retrieval, open_retrieval  # noqa: E402
 from .schedule import schedule_of  # noqa: E402
 from .state import TrainState  # noqa: E402
 from .utilisation import flops_per_token, peak_of  # noqa: E402
+from .weights import StartWeights  # noqa: E402
 
-#: Keys whose reader comes after the last step (``evaluation.final``).
-READ_AFTER_TRAINING = {"evaluation.samples", "evaluation.sample_tokens"}
+#: Keys whose reader comes after the last step (``evaluation.final``, ``hf.from_run``).
+READ_AFTER_TRAINING = {
+    "evaluation.samples",
+    "evaluation.sample_tokens",
+    "memory.kv.chunk",
+    "memory.kv.compress_ratio",
+}
 
 
 def run(path: Path, stop: StopRequest) -> int:
@@ -49,9 +55,13 @@ def run(path: Path, stop: StopRequest) -> int:
         state = TrainState(cfg, engine, stream.digest, retrieval.digest)
         store = Store(folder.checkpoints, cfg.checkpoint.keep)
         resumed = state.resume(store)
+        start = None if resumed else StartWeights.read(folder)
+        new = [] if start is None else state.start_from(cfg, store, start)
         console, callbacks = _callbacks(folder, cfg, state, store, retrieval)
         say = console.message if console is not None else _silent
         say(f"resumed after step {state.progress.step}" if resumed else _headline(engine))
+        if start is not None:
+            say(_beginning(start, new))
         recipe = Recipe(
             cfg.train.steps,
             cfg.train.global_batch,
@@ -141,6 +151,12 @@ def _headline(engine: MegatronEngine) -> str:
         f"{plan.active_parameters / 1e6:.1f}M active weights a token; "
         f"dp{engine.data_size} tp{grid.tp} cp{grid.cp} pp{grid.pp} ep{grid.ep}; {where}"
     )
+
+
+def _beginning(start: StartWeights, new: list[str]) -> str:
+    parts = sorted({name.rpartition("layers.")[2].lstrip("0123456789.") for name in new})
+    fresh = f"; {len(new)} tensors are not in it and start as initialised ({', '.join(parts)})" if new else ""
+    return f"first weights from {start}{fresh}"
 
 
 def _require_all_read(cfg: RunConfig, folder: RunFolder) -> None:

@@ -191,11 +191,11 @@ def test_checkpoint_of_another_configuration(run: Path, tmp_path: Path, capfd: p
 
 @pytest.mark.slow
 def test_never_read_key(tmp_path: Path, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    arguments = [*arguments_of(run.parent), "train.steps=3", "memory.kv.chunk=256"]
+    arguments = [*arguments_of(run.parent), "train.steps=3", "relation.global.fanout=8"]
     arguments[arguments.index("--out") + 1] = str(tmp_path / "unread")
     assert main(arguments) == 2
     message = capfd.readouterr().err
-    assert "memory.kv.chunk" in message and "Traceback" not in message
+    assert "relation.global.fanout" in message and "Traceback" not in message
 
 
 @pytest.mark.slow

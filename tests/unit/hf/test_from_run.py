@@ -11,11 +11,12 @@ from refractor_megatron.distinction.generators import random_rules
 from refractor_megatron.distinction.rules import CompiledRules, compile_rules
 from refractor_megatron.errors import ConfigError
 from refractor_megatron.hf.configuration_refractor import RefractorConfig
-from refractor_megatron.hf.from_run import hf_config
+from refractor_megatron.hf.from_run import hf_config, run_config
 from refractor_megatron.hf.masking_refractor import Rules
 from refractor_megatron.hf.modeling_refractor import Rotary
 from refractor_megatron.tokenizer import Tokenizer
 from refractor_megatron.transformation.layer_plan import plan_layers
+from tests.parity.test_hf_model import CASES
 
 
 def exported(*overrides: str) -> tuple[RefractorConfig, CompiledRules]:
@@ -55,10 +56,27 @@ def test_survives_its_file(tmp_path: object) -> None:
     assert again.kv_cache == {"chunk": 64, "compress_ratio": 0.5}
 
 
-def test_a_tokenizer_of_another_size_is_refused() -> None:
-    tokenizer = Tokenizer([bytes([b]) for b in range(256)])
-    with pytest.raises(ConfigError, match=r"265 ids.*1024"):
-        hf_config(compose(["experiment=nano"]), tokenizer)
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_made_from_an_exported_configuration_has_its_model(case: str) -> None:
+    cfg = compose(["experiment=nano", "model.context_max=128", *CASES[case]])
+    config = hf_config(cfg, None)
+    again = hf_config(run_config(config), None)
+    assert again.to_dict() == config.to_dict()
+    assert run_config(config).model.vocab_size == cfg.model.vocab_size
+
+
+def test_a_configuration_that_no_run_can_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match="head_dim"):
+        run_config(RefractorConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32))
+    with pytest.raises(ConfigError, match="roles"):
+        run_config(RefractorConfig(roles=["user", "data", "tool"], shared_roles=[]))
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused() -> None:
+    tokenizer = Tokenizer([bytes([b]) for b in range(256)] + [bytes([97, b]) for b in range(256)])
+    assert hf_config(compose(["experiment=nano"]), tokenizer).end_token_id == tokenizer.end
+    with pytest.raises(ConfigError, match=r"521 ids.*512"):
+        hf_config(compose(["experiment=nano", "model.vocab_size=512"]), tokenizer)
 
 
 def test_rules_that_read_ahead_are_refused() -> None:

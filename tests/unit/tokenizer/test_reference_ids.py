@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from refractor_megatron.tokenizer import Tokenizer
-from refractor_megatron.tokenizer.train import _byte_alphabet, _ranks_of, _train_reference
+from refractor_megatron.tokenizer.train import _ranks_of, _train_reference, byte_alphabet
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -19,7 +19,7 @@ def pair(texts: list[bytes]) -> tuple[Tokenizer, object, list[int]]:
     """Our tokenizer, the reference, and the map from reference ids to ours."""
     reference = _train_reference([text.decode() for text in texts], 2000)
     ranks = _ranks_of(reference)
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     ours = {token: i for i, token in enumerate(ranks)}
     vocabulary = sorted(reference.get_vocab().items(), key=lambda item: item[1])
     return Tokenizer(ranks), reference, [ours[bytes(alphabet[char] for char in token)] for token, _ in vocabulary]
