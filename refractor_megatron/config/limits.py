@@ -100,6 +100,11 @@ def _shape(v: Values) -> Iterator[str]:
             f"model.ffn.topk={v['model.ffn.topk']} exceeds model.ffn.experts={v['model.ffn.experts']}: a token can "
             f"visit each expert once"
         )
+    if v["model.ffn.type"] == "moe" and v["model.ffn.topk"] == 1 and v["router.renormalize_topk"]:
+        yield (
+            "model.ffn.topk=1 with router.renormalize_topk=true weighs the one expert 1 whatever the gate says, so the "
+            "gate never learns: set router.renormalize_topk=false"
+        )
 
 
 def _sequence(v: Values) -> Iterator[str]:

@@ -196,7 +196,7 @@ class MegatronEngine:
 
     def model_state(self) -> dict[str, Any]:
         """Sharded state dict of the weights."""
-        state: dict[str, Any] = self.model.sharded_state_dict(metadata=SHARDING)
+        state: dict[str, Any] = self.model.sharded_state_dict(metadata=dict(SHARDING))
         return state
 
     def optimizer_state(self, model_state: dict[str, Any], loading: bool) -> dict[str, Any]:

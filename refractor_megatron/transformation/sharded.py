@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..compat.megatron import ShardedTensor, ShardedTensorFactory, apply_factories, nested_values
 
-#: Layer index in the key, not in the shape: layers may differ, and a pipeline stage is then just a subset of keys.
+#: Layer index in the key, not in the shape: layers may differ, and a pipeline stage is then just a subset of keys. Give
+#: upstream a copy: it writes its groups into it.
 SHARDING = {"non_homogeneous_layers": True}
 
 
@@ -34,7 +35,7 @@ def sharded_tensors(model: Any, substitute: Mapping[int, Tensor] | None = None) 
 
     With ``substitute`` only the parameters named there are kept: EMA holds a part, buffers have no gradient.
     """
-    state: dict[str, Any] = model.sharded_state_dict(metadata=SHARDING)
+    state: dict[str, Any] = model.sharded_state_dict(metadata=dict(SHARDING))
     state = {k: v for k, v in state.items() if isinstance(v, ShardedTensor | ShardedTensorFactory)}
     if substitute is None:
         return state

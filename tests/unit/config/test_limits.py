@@ -55,6 +55,7 @@ CONTRADICTIONS = [
     (["model.rope.dim=62"], "leaves 15.5 for each of model.n_heads=4, which must be even: set a multiple of 8"),
     (["model.rope.dim=60"], "leaves 15 for each of model.n_heads=4, which must be even: set a multiple of 8"),
     (["model.ffn.topk=5"], "model.ffn.topk=5 exceeds model.ffn.experts=4"),
+    (["model.ffn.topk=1"], "so the gate never learns: set router.renormalize_topk=false"),
     (["train.seq_len=256"], "train.seq_len=256 exceeds model.context_max=128"),
     (["train.seq_len=120"], "train.seq_len=120 is not a multiple of relation.global.block_size=16"),
     (["relation.global.block_size=64"], "relation.global.block_size=64 exceeds relation.local.window=32"),
@@ -101,6 +102,7 @@ def test_a_contradiction_is_named_with_the_way_out(overrides: list[str], message
 
 
 FINE = [
+    ["model.ffn.topk=1", "router.renormalize_topk=false"],
     ["model.rope.dim=32"],
     ["relation.global={block_size: 48, summaries_per_block: 0}"],
     ["relation.linear_mode={L_switch: 64, enabled: false}"],
