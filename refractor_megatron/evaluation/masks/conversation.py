@@ -55,7 +55,7 @@ def read_conversation(path: Path, roles: Sequence[str], tokenizer: Tokenizer | N
         size = lambda part: len(tokenizer.encode(part.data)) + 2  # noqa: E731
     rows: list[tuple[int, int, int, int]] = []
     messages: list[Message] = []
-    for number, document in enumerate(_documents(path, roles)):
+    for number, document in enumerate(read_documents(path, roles)):
         for part in document.parts:
             cells = size(part)
             text = " ".join(part.data.decode(errors="replace").split())
@@ -71,7 +71,8 @@ def _words(part: Part) -> int:
     return max(1, len(part.data.split()))
 
 
-def _documents(path: Path, roles: Sequence[str]) -> Iterator[Document]:
+def read_documents(path: Path, roles: Sequence[str]) -> Iterator[Document]:
+    """The conversations of a JSON file, each a document; shapes and errors as in `read_conversation`."""
     content = _json(path)
     if isinstance(content, dict) and "messages" in content:
         content = content["messages"]
