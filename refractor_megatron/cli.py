@@ -25,9 +25,9 @@ COMMANDS = {
     "masks": ("refractor_megatron.evaluation.masks.command", "check and draw the rules of who may read whom"),
     "bench": ("refractor_megatron.evaluation.bench_attention", "measure attention beside dense flash attention"),
     "parity": ("refractor_megatron.training.parity", "compare a grid with one rank, parameter by parameter"),
-    "generate": ("refractor_megatron.decoding.command", "generate text with an exported model"),
     "ckpt": ("refractor_megatron.checkpoint.command", "list and verify checkpoints"),
-    "convert": ("refractor_megatron.checkpoint.convert.command", "checkpoints to Hugging Face folders and back, checked"),
+    "convert": ("refractor_megatron.checkpoint.convert.command", "checkpoints to transformers and back, checked"),
+    "generate": ("refractor_megatron.decoding.command", "generate text with an exported model"),
 }
 
 

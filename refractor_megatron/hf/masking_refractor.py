@@ -238,10 +238,10 @@ class RefractorCache:
 
     def rewind(self, position: int, read: Callable[[int, int, int], tuple[Tensor, Tensor]]) -> None:
         """Forgets all tokens from ``position`` on. ``read(layer, start, stop)`` gives keys and values [b, g, n, d] of
-        the tokens before it that the ring should hold. Raises ``NotImplementedError`` for linear attention and for
+        the tokens before it that the ring should hold. Raises ``RuntimeError`` for linear attention and for
         layers with retrieved records, whose past states are gone."""
         if self.config.linear_attention or self.config.retrieval:
-            raise NotImplementedError("linear attention and retrieved records keep no earlier state to go back to")
+            raise RuntimeError("linear attention and retrieved records keep no earlier state to go back to")
         if not 0 < position <= int(self.length.min()):
             raise IndexError(f"cannot go back to {position} from {int(self.length.min())}")
         start = 0 if self.grows else max(0, position - self.ring)

@@ -71,7 +71,7 @@ class StateBackend(AttentionBackend):
     @staticmethod
     def get_impl_cls() -> type[Any]:
         """Attention is computed by the model itself."""
-        raise NotImplementedError("the model computes its attention itself")
+        raise AssertionError("the model computes its attention itself")
 
     @staticmethod
     def get_builder_cls() -> type[StateMetadataBuilder]:

@@ -107,7 +107,7 @@ def test_settings_that_would_be_wrong_are_refused(changes: dict[str, Any], optio
 
 
 def test_vllm_itself_refuses_a_pipeline(tmp_path: Path) -> None:
-    with pytest.raises(NotImplementedError, match="Pipeline parallelism"):
+    with pytest.raises(RuntimeError, match="Pipeline parallelism"):
         _model(tmp_path, pipeline_parallel_size=2)
 
 
