@@ -137,17 +137,44 @@ class RefractorConfig(PreTrainedConfig):
         return int(near + unit - 2 + units * local["dilation"] * unit)
 
 
+#: Keys of each part, with the values that its words may have and the least that its numbers may be.
+_PARTS: dict[str, dict[str, Any]] = {
+    "local_attention": {
+        "kind": ("sliding", "dilated", "block", "hybrid"),
+        "window": 1,
+        "dilation": 1,
+        "unit": 1,
+        "stride": 1,
+    },
+    "summaries": {
+        "block_size": 1,
+        "per_block": 1,
+        "levels": 1,
+        "fanout": 0,
+        "pooling": ("attn_pool", "mean", "max"),
+    },
+    "retrieval": {"chunk": 1, "fan_in": 1, "dim": 1, "layers": None},
+    "linear_attention": {"kernel": ("elu+1", "favor+"), "features": 0, "seed": 0},
+    "kv_cache": {"chunk": 1, "compress_ratio": 0},
+}
+
+
 def _check(config: RefractorConfig) -> None:
     """Raises ``ValueError`` for values that no model could have."""
     choices = {
         "hidden_act": (config.hidden_act, ("silu", "gelu")),
         "combine": (config.combine, ("joint", "gated", "sum")),
-        "local_attention.kind": (config.local_attention["kind"], ("sliding", "dilated", "block", "hybrid")),
         "rope_parameters.rope_type": (config.rope_parameters.get("rope_type"), ("default", "linear", "yarn")),
     }
     for name, (value, known) in choices.items():
-        if value not in known:
-            raise ValueError(f"config.{name} is {value!r}; a REFRACTOR model knows {', '.join(known)}.")
+        _among(name, value, known)
+    for name, keys in _PARTS.items():
+        _check_part(name, getattr(config, name), keys)
+    if config.summaries and config.summaries["levels"] not in (1, 2):
+        raise ValueError(f"config.summaries.levels is {config.summaries['levels']}; there are 1 or 2.")
+    layers = range(1, config.num_hidden_layers + 1)
+    if config.retrieval and not set(config.retrieval["layers"]) <= set(layers):
+        raise ValueError(f"config.retrieval.layers {config.retrieval['layers']} of {config.num_hidden_layers} layers.")
     if config.num_attention_heads % config.num_key_value_heads:
         raise ValueError(
             f"config.num_attention_heads {config.num_attention_heads} is no multiple of num_key_value_heads "
@@ -160,6 +187,27 @@ def _check(config: RefractorConfig) -> None:
             raise ValueError(
                 f"config.mask_rules: rule {rule.get('name')!r} has causal: false; decoding cannot do that."
             )
+
+
+def _check_part(name: str, part: dict[str, Any] | None, keys: dict[str, Any]) -> None:
+    """The part has these keys and no others; words are known and numbers not too small."""
+    if part is None:
+        return
+    if set(part) != set(keys):
+        odd = min(set(part) ^ set(keys))
+        raise ValueError(f"config.{name} {'has an unknown key' if odd in part else 'lacks'} {odd!r}.")
+    for key, allowed in keys.items():
+        if isinstance(allowed, tuple):
+            _among(f"{name}.{key}", part[key], allowed)
+        elif allowed is not None and part[key] is not None and part[key] < allowed:
+            raise ValueError(f"config.{name}.{key} is {part[key]}; at least {allowed} is possible.")
+        elif part[key] is None and (name, key) != ("local_attention", "window"):
+            raise ValueError(f"config.{name}.{key} is null.")
+
+
+def _among(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"config.{name} is {value!r}; a REFRACTOR model knows {', '.join(known)}.")
 
 
 __all__ = ["RefractorConfig"]

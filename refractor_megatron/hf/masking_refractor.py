@@ -176,7 +176,7 @@ def readable_groups(groups: Groups, q: Tokens, size: int, behind: int, local: di
 
 
 class RefractorCache:
-    """What decoding keeps of each sample: window keys, summaries, the readable records, and three numbers a token.
+    """What decoding keeps of each sample: window keys, summaries, the current chunk's retrieved keys, ids and records.
 
     Samples may differ in length. The window is a ring: position p stands in slot p mod C, where C grows with the
     sequence up to the largest of the pattern's reach, a block, and ``keep``; without a window it has no bound. Linear
@@ -189,7 +189,7 @@ class RefractorCache:
     is_compileable = False
 
     def __init__(self, config: RefractorConfig, keep: int = 0) -> None:
-        self.config, self.length = config, torch.zeros(0, dtype=torch.long)
+        self.config, self.length, self.columns = config, torch.zeros(0, dtype=torch.long), 0
         block = config.summaries["block_size"] if config.summaries else 1
         self.grows = config.reach is None and config.linear_attention is None
         self.ring = 0 if self.grows else max((config.reach or 0) + 1, block, keep)
@@ -197,6 +197,11 @@ class RefractorCache:
         self.shared: dict[str, Tensor] = {}  # history [b, cap, 4], ids [b, cap], groups, ...
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns of ids that have passed, padding included: transformers cuts its inputs by this."""
+        return self.columns
+
+    @property
+    def longest(self) -> int:
         """Tokens of the longest sample."""
         return int(self.length.max()) if len(self.length) else 0
 
@@ -249,7 +254,7 @@ class RefractorCache:
             k, v = read(number, start, position)
             slot = torch.arange(start, position, device=k.device) % layer["k"].shape[2]
             layer["k"][:, :, slot], layer["v"][:, :, slot] = k.to(layer["k"]), v.to(layer["v"])
-        self.length = torch.full_like(self.length, position)
+        self.length, self.columns = torch.full_like(self.length, position), position
 
 
 def write(buffer: Tensor, index: Tensor, ok: Tensor, values: Tensor, dim: int = 1) -> None:
@@ -391,12 +396,14 @@ class Step:
         number = begin[:, None] + torch.arange(int((end - begin).max()), device=begin.device)  # [b, x]
         codes = torch.full((b, number.shape[1], fan_in), NO_RECORD, device=begin.device)
         self.record_vectors = torch.zeros(b, number.shape[1], fan_in, spec["dim"], device=begin.device)
-        if retrieved is not None:
+        if retrieved is not None and retrieved[1].shape[1]:
             vectors, policies = retrieved
             assert first_chunk is not None
-            index = (number - first_chunk[:, None]).clamp(max=policies.shape[1] - 1)
+            index, given = number - first_chunk[:, None], policies.shape[1]
+            missing = (index >= given) | (number >= end[:, None])
+            index = index.clamp(max=given - 1)
             codes = policies.long().gather(1, index[..., None].expand_as(codes))
-            codes = torch.where((codes < 0) | (number >= end[:, None])[..., None], NO_RECORD, codes)
+            codes = torch.where((codes < 0) | missing[..., None], NO_RECORD, codes)
             at = index[..., None, None].expand(-1, -1, fan_in, vectors.shape[3])
             self.record_vectors = vectors.gather(1, at)
         self.record_place = (number * chunk).repeat_interleave(fan_in, 1)  # [b, x R]
@@ -431,14 +438,17 @@ class Step:
             new = [name for name, real in zip(new, token[row].tolist(), strict=True) if real and name[0] >= 0]
             old = [name for name in old if name[0] >= 0]
             last = (new or old or [[-1, -1, 0]])[-1]
-            if old and new and new[0][:2] < max(old)[:2]:
-                raise ValueError(f"sample {row} goes back to document {new[0][0]}, segment {new[0][1]}")
+            for before, name in zip([max(old, default=[-1, -1, 0]), *new], new, strict=False):
+                if name[:2] < before[:2]:
+                    raise ValueError(
+                        f"sample {row} goes back to document {name[0]}, segment {name[1]}: its state is gone"
+                    )
             shared = self.rules.shared.tolist()
             live = [x for x in [*old, *new] if x[0] == last[0] and (x[1] == last[1] or shared[x[2]])]
             made.append([list(x) for x in dict.fromkeys(map(tuple, live))])
         width = max(map(len, made))
         filled = [[*rows, *[[-1, -1, 0]] * (width - len(rows))] for rows in made]
-        held["lanes"] = torch.tensor(filled, device=device).reshape(b, width, 3)
+        held["lanes"] = torch.tensor(filled, dtype=torch.long, device=device).reshape(b, width, 3)
         self.kept, self.made = (
             ((x[:, :, None] == held["lanes"][:, None]).all(-1) & real[:, :, None]).float()
             for x, real in ((lanes, lanes[..., 0] >= 0), (names, token & (names[..., 0] >= 0)))
@@ -456,7 +466,7 @@ def derived_records(config: RefractorConfig, ids: Tensor, valid: Tensor, cache: 
     eod = config.eos_token_id if isinstance(config.eos_token_id, int) else -1
     record = torch.tensor([[0, 0, plain, 0]] * b, device=device)
     last = torch.full((b,), -1, device=device)
-    if cache is not None and cache.get_seq_length():
+    if cache is not None and cache.longest:
         at, begun = (cache.length - 1).clamp(min=0)[:, None], cache.length > 0
         past = cache.shared["history"].gather(1, at[..., None].expand(-1, -1, 4))[:, 0].long()
         record = torch.where(begun[:, None], past, record)
@@ -474,3 +484,35 @@ def derived_records(config: RefractorConfig, ids: Tensor, valid: Tensor, cache: 
     role = torch.where(marked >= 0, role.gather(1, marked.clamp(min=0)), record[:, 2:3])
     bits = torch.where(marked >= 0, 0, record[:, 3:4])
     return torch.stack([document, segment, role, bits], -1)
+
+
+def check_inputs(
+    config: RefractorConfig, ids: Tensor, records: Tensor | None, retrieved: tuple[Tensor, Tensor] | None
+) -> None:
+    """Raises ``ValueError`` for inputs whose shapes do not go together."""
+    if ids.dim() != 2 or not ids.shape[1]:
+        raise ValueError(f"input_ids are [samples, tokens], at least one token; given {list(ids.shape)}")
+    if records is not None and tuple(records.shape) != (*ids.shape, 4):
+        raise ValueError(f"records are {[*ids.shape, 4]} for these input_ids, not {list(records.shape)}")
+    if retrieved is None:
+        return
+    if config.retrieval is None:
+        raise ValueError("retrieved: this model was trained without retrieval and cannot read it")
+    vectors, policies = (list(x.shape) for x in retrieved)
+    fan_in, dim = config.retrieval["fan_in"], config.retrieval["dim"]
+    if len(vectors) != 4 or [vectors[0], *vectors[2:]] != [len(ids), fan_in, dim] or policies != vectors[:3]:
+        raise ValueError(
+            f"retrieved are vectors [{len(ids)}, chunks, {fan_in}, {dim}] and policies of the same chunks, not "
+            f"{vectors} and {policies}"
+        )
+
+
+def refuse_unknown(given: dict[str, Any], config: RefractorConfig) -> None:
+    """Raises ``ValueError`` for what transformers may ask of a model and this one would silently not do."""
+    asked = {name: value for name, value in given.items() if value is not None and value is not False}
+    asked.pop("cache_position", None)
+    if not asked.pop("return_dict", True) or given.get("return_dict") is False:
+        asked["return_dict=False"] = True
+    asked |= {name: True for name in ("output_hidden_states", "output_attentions") if getattr(config, name, False)}
+    if asked:
+        raise ValueError(f"{min(asked)} is nothing that this model takes or gives")

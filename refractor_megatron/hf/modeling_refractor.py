@@ -1,99 +1,38 @@
 """REFRACTOR decoder in plain torch and transformers: tri-tier or linear attention under compiled rules, with experts.
 
-Self-contained: with ``configuration_refractor.py`` and ``masking_refractor.py`` it travels beside the weights. Tokens
-carry *records* (document, segment, role, mask bits), and rules on records say who may read whom. A cache of bounded
-size serves decoding: the keys of the local window, and the summaries of complete blocks.
+Self-contained: with the other files of its kind it travels beside the weights. Tokens carry *records* (document,
+segment, role, mask bits), and rules on records say who may read whom. A cache of bounded size serves decoding: the keys
+of the local window, and the summaries of complete blocks.
 
 Shapes: b samples, n new tokens, h query heads, g key/value heads, d head width, m keys.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .configuration_refractor import RefractorConfig
-from .masking_refractor import RETRIEVED_ROLE, RefractorCache, Rules, Step, derived_records, write
+from .masking_refractor import (
+    RETRIEVED_ROLE,
+    RefractorCache,
+    Rules,
+    Step,
+    check_inputs,
+    derived_records,
+    refuse_unknown,
+    write,
+)
+from .pooling_refractor import Rotary, favor_directions, pool, rotated, take
 
 #: Score elements of one piece of a long prompt: bounds the memory of the prefill.
 _PIECE_ELEMENTS = 1 << 25
-
-
-# ------------------------------------------------------------------------------------------------------------ positions
-
-
-class Rotary:
-    """Angles per position (float64) and the factor on cosines and sines, of rope types default, linear and yarn."""
-
-    def __init__(self, config: RefractorConfig) -> None:
-        rope, dim = config.rope_parameters, config.rotary_dim
-        theta, factor = float(rope["rope_theta"]), float(rope.get("factor", 1.0))
-        plain = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
-        self.inv_freq, self.factor = plain / factor, 1.0
-        if rope["rope_type"] == "default":
-            self.inv_freq = plain
-        elif rope["rope_type"] == "yarn":  # Peng et al. 2023
-            length = float(rope["original_max_position_embeddings"])
-            turns = [float(rope.get(name) or usual) for name, usual in (("beta_fast", 32.0), ("beta_slow", 1.0))]
-            at = [dim * math.log(length / (t * 2 * math.pi)) / (2 * math.log(theta)) for t in turns]
-            low, high = max(math.floor(at[0]), 0), min(math.ceil(at[1]), dim - 1)
-            ramp = (torch.arange(dim // 2, dtype=torch.float64, device="cpu") - low) / max(high - low, 0.001)
-            ramp = ramp.clamp(0, 1)
-            self.inv_freq = plain * (1 - ramp) + plain / factor * ramp
-            self.factor = float(rope.get("attention_factor") or 0.1 * math.log(factor) + 1.0)
-
-    def angles(self, position: Tensor, dtype: torch.dtype, factor: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [..., r / 2] of positions [...], from angles in float64."""
-        self.inv_freq = self.inv_freq.to(position.device)
-        angle = position[..., None].double() * self.inv_freq
-        return (angle.cos() * factor).to(dtype), (angle.sin() * factor).to(dtype)
-
-    def turn(self, x: Tensor, position: Tensor, factor: float = 1.0) -> Tensor:
-        """Rotates x [..., d] to positions [...] (broadcastable)."""
-        return rotated(x, *self.angles(position, x.dtype, factor))
-
-
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the first r of x [..., d], in pairs (i, i + r / 2)."""
-    r = cos.shape[-1]
-    first, second, rest = x[..., :r], x[..., r : 2 * r], x[..., 2 * r :]
-    turned = first * cos - second * sin
-    return torch.cat([turned, second * cos + first * sin, rest.expand(*turned.shape[:-1], -1)], dim=-1)
-
-
-def pool(
-    kind: str, k: Tensor, v: Tensor, offset: Tensor, centre: Tensor, queries: Tensor | None, rotary: Rotary
-) -> tuple[Tensor, Tensor]:
-    """Summaries of groups: k, v [b, g, groups, items, d] -> twice [b, g, groups * S, d].
-
-    Keys come rotated. Each is turned from its own place, ``offset`` [items] from its group's centre, to that centre
-    [b, groups], so a summary's content does not depend on where its group lies. ``queries`` [g, S, d] for attn_pool.
-    """
-    wide = torch.promote_types(k.dtype, torch.float32)
-    keys, values = rotary.turn(k.to(wide), -offset), v.to(wide)
-    place = centre[:, None, :, None]  # [b, 1, groups, 1]
-    if kind == "attn_pool":
-        assert queries is not None
-        turned = rotary.turn(queries.to(wide)[None, :, None], place)  # [b, g, groups, S, d]
-        weight = torch.softmax(turned @ keys.transpose(-1, -2) * k.shape[-1] ** -0.5, dim=-1)
-        pooled_k, pooled_v = weight @ keys, weight @ values
-    elif kind == "mean":
-        pooled_k, pooled_v = keys.mean(3, keepdim=True), values.mean(3, keepdim=True)
-    else:  # a maximum does not commute with a rotation: it is taken on unrotated content
-        content = rotary.turn(keys, -place).amax(3, keepdim=True)
-        pooled_k, pooled_v = rotary.turn(content, place), values.amax(3, keepdim=True)
-    return pooled_k.flatten(2, 3).to(k.dtype), pooled_v.flatten(2, 3).to(v.dtype)
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows ``index`` [b, i] of x [b, g, m, d] -> [b, g, i, d]."""
-    return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
 # ------------------------------------------------------------------------------------------------------------ attention
@@ -116,22 +55,6 @@ def attend(q: Tensor, parts: list[Part], hidden: Tensor, scale: float) -> Tensor
     shares = torch.split(weight, [k.shape[2] for k, _ in parts], dim=-1)
     out = sum(share @ v for share, (_, v) in zip(shares, parts, strict=True))
     return torch.as_tensor(out).view(b, h, n, d)
-
-
-def favor_directions(seed: int, layer: int, heads: int, features: int, d: int) -> Tensor:
-    """float64 [heads, features, d]: orthogonal random directions of FAVOR+ (Choromanski et al. 2020)."""
-    import numpy as np  # its legacy generator is frozen: any version draws the same features
-
-    drawn = []
-    for head in range(heads):
-        rng = np.random.RandomState([seed, layer, head])
-        blocks = []
-        for first in range(0, features, d):
-            q, r = np.linalg.qr(rng.standard_normal((d, d)))
-            lengths = np.linalg.norm(rng.standard_normal((d, d)), axis=1)
-            blocks.append(((q * np.sign(np.diag(r))).T * lengths[:, None])[: features - first])
-        drawn.append(np.concatenate(blocks))
-    return torch.from_numpy(np.stack(drawn))
 
 
 class RefractorAttention(nn.Module):
@@ -398,7 +321,7 @@ class RefractorMoE(nn.Module):
         return out.view_as(x)
 
 
-class RefractorDecoderLayer(nn.Module):
+class RefractorDecoderLayer(GradientCheckpointingLayer):
     """Norm, attention, residual; norm, feed-forward, residual."""
 
     def __init__(self, config: RefractorConfig, layer: int, rotary: Rotary) -> None:
@@ -422,8 +345,9 @@ class RefractorPreTrainedModel(PreTrainedModel):
 
     config_class = RefractorConfig
     base_model_prefix = "model"
-    _no_split_modules = ["RefractorDecoderLayer"]
     _skip_keys_device_placement = "past_key_values"
+    _is_stateful = True  # the ring cannot take back the tokens that a draft model proposed
+    supports_gradient_checkpointing = True
 
     def _init_weights(self, module: nn.Module) -> None:
         """Normal of ``initializer_range``; norms one; role table, tier gates and feature weights zero."""
@@ -438,6 +362,8 @@ class RefractorPreTrainedModel(PreTrainedModel):
 
 class RefractorModel(RefractorPreTrainedModel):
     """The decoder without its output head."""
+
+    _keys_to_ignore_on_load_unexpected = [r"lm_head\.weight"]
 
     def __init__(self, config: RefractorConfig) -> None:
         super().__init__(config)
@@ -469,9 +395,9 @@ class RefractorModel(RefractorPreTrainedModel):
         retrieved: tuple[Tensor, Tensor] | None = None,
         past_key_values: RefractorCache | None = None,
         use_cache: bool | None = None,
-        **unused: Any,
+        **unknown: Any,
     ) -> BaseModelOutputWithPast:
-        """Hidden states [b, n, hidden] of new tokens.
+        """Hidden states [b, n, hidden] of new tokens, those of the last layer alone.
 
         Args:
             input_ids: int [b, n]. attention_mask: [b, >= n], 0 for padding anywhere; its last n columns count.
@@ -480,11 +406,15 @@ class RefractorModel(RefractorPreTrainedModel):
                 these tokens may read: those found with the chunk before. None: nothing was retrieved.
             past_key_values: what came before; use_cache: give it back, extended.
         """
+        refuse_unknown(unknown, self.config)
+        check_inputs(self.config, input_ids, records, retrieved)
         b, n = input_ids.shape
         device = input_ids.device
         self.rules.to(device)
         use_cache = (self.config.use_cache and not torch.is_grad_enabled()) if use_cache is None else use_cache
         cache = past_key_values
+        if torch.is_grad_enabled() and (use_cache or cache is not None):
+            raise ValueError("a cache keeps no graph: call the model inside torch.no_grad(), or with use_cache=False")
         if cache is None and (use_cache or (not torch.is_grad_enabled() and n > self._piece(0, n))):
             cache = RefractorCache(self.config)
         if cache is not None and not len(cache.length):
@@ -492,6 +422,8 @@ class RefractorModel(RefractorPreTrainedModel):
         valid = torch.ones(b, n, dtype=torch.bool, device=device)
         order = None
         if attention_mask is not None and not bool((valid := attention_mask[:, -n:].bool()).all()):
+            if not valid.any():
+                raise ValueError("attention_mask hides every token of this call")
             order = valid.int().argsort(dim=1, descending=True, stable=True)  # real tokens first
             input_ids, valid = input_ids.gather(1, order), valid.gather(1, order)
             if records is not None:
@@ -500,6 +432,8 @@ class RefractorModel(RefractorPreTrainedModel):
             records = derived_records(self.config, input_ids, valid, cache)
         hidden = self._in_pieces(input_ids, records, valid, retrieved, cache)
         hidden = self.norm(hidden)
+        if cache is not None:
+            cache.columns += n
         if order is not None:
             hidden = torch.zeros_like(hidden).scatter(1, order[..., None].expand_as(hidden), hidden)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache if use_cache else None)
@@ -521,7 +455,7 @@ class RefractorModel(RefractorPreTrainedModel):
             first_chunk = -(-length // self.config.retrieval["chunk"])
         n, out, start = ids.shape[1], [], 0
         while start < n:
-            stop = n if cache is None else min(n, start + self._piece(cache.get_seq_length(), n - start))
+            stop = n if cache is None else min(n, start + self._piece(cache.longest, n - start))
             part = slice(start, stop)
             x = self.embed_tokens(ids[:, part])
             if self.config.role_embeddings:
@@ -573,12 +507,13 @@ class RefractorForCausalLM(RefractorPreTrainedModel, GenerationMixin):
 
         With ``labels`` [b, n] (those of the tokens themselves, -100 for none) also the loss of the next token.
         """
-        out = self.model(input_ids, attention_mask, records, retrieved, past_key_values, use_cache)
+        loss_options = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
+        out = self.model(input_ids, attention_mask, records, retrieved, past_key_values, use_cache, **kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
         logits = self.lm_head(out.last_hidden_state[:, kept if isinstance(logits_to_keep, int) else logits_to_keep])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_options)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
@@ -589,11 +524,19 @@ class RefractorForCausalLM(RefractorPreTrainedModel, GenerationMixin):
             model_kwargs["past_key_values"] = RefractorCache(self.config)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """transformers' hook: given records are those of the prompt; later tokens go on from them."""
-        records, first = kwargs.pop("records", None), kwargs.get("is_first_iteration", False)
+        """transformers' hook: given records and retrieved ones are the prompt's; later tokens go on from its last."""
+        records, retrieved = kwargs.pop("records", None), kwargs.pop("retrieved", None)
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        if records is not None and (first or inputs.get("past_key_values") is None):
-            inputs["records"] = records
+        if records is None and retrieved is None:
+            return inputs
+        if inputs.get("past_key_values") is None:
+            raise ValueError("records and retrieved go with a cache: leave out use_cache=False")
+        end, n = input_ids.shape[1], inputs["input_ids"].shape[1]
+        if records is not None and end <= records.shape[1]:
+            inputs["records"] = records[:, end - n : end]
+        if retrieved is not None and kwargs.get("is_first_iteration", False):
+            copies = len(input_ids) // len(retrieved[0])  # beams and several answers to one prompt
+            inputs["retrieved"] = tuple(x.repeat_interleave(copies, 0) for x in retrieved)
         return inputs
 
 

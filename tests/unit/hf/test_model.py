@@ -66,8 +66,8 @@ def model() -> RefractorForCausalLM:
 def folder(model: RefractorForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     model.save_pretrained(folder)
-    for name in ("configuration", "masking", "modeling"):
-        shutil.copy(Path(masking_refractor.__file__).with_name(f"{name}_refractor.py"), folder)
+    for file in Path(masking_refractor.__file__).parent.glob("*_refractor.py"):
+        shutil.copy(file, folder)
     return folder
 
 
@@ -175,6 +175,102 @@ def test_going_back_is_as_if_never_gone_on(model: RefractorForCausalLM) -> None:
         cache.tokens(0, 0, 8)
 
 
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    ids, found = ids_of(50), []
+    for recompute in (False, True):
+        model = model_of().train()
+        if recompute:
+            model.gradient_checkpointing_enable()
+            assert all(layer.gradient_checkpointing for layer in model.model.layers)
+        model(ids, labels=ids).loss.backward()
+        found.append([weight.grad for weight in model.parameters()])
+    for once, twice in zip(*found, strict=True):
+        torch.testing.assert_close(once, twice)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"output_hidden_states": True}, "output_hidden_states"),
+        ({"output_attentions": True}, "output_attentions"),
+        ({"return_dict": False}, "return_dict"),
+        ({"recrods": torch.zeros(1, 5, 4)}, "recrods"),
+        ({"records": torch.zeros(1, 9, 4)}, "records"),
+        ({"retrieved": (torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2))}, "without retrieval"),
+        ({"attention_mask": torch.zeros(1, 5)}, "attention_mask"),
+    ],
+)
+@torch.no_grad()
+def test_what_it_would_silently_not_do_is_refused(
+    model: RefractorForCausalLM, given: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        model(ids_of(5), **given)
+
+
+def test_no_gradient_is_lost_in_a_cache(model: RefractorForCausalLM) -> None:
+    with pytest.raises(ValueError, match="no_grad"):
+        model(ids_of(5), use_cache=True)
+
+
+@torch.no_grad()
+def test_states_that_are_gone_are_not_asked_for() -> None:
+    model = model_of(linear_attention={"kernel": "elu+1", "features": 0, "seed": 0}, summaries=None)
+    records = torch.zeros(1, 6, 4, dtype=torch.int)
+    records[0, 2:4, 1] = 1
+    with pytest.raises(ValueError, match="segment 0"):
+        model(ids_of(6), records=records, use_cache=True)
+
+
+def retrieving() -> tuple[RefractorForCausalLM, Tensor, Tensor]:
+    model = model_of(retrieval={"chunk": 8, "fan_in": 2, "dim": 4, "layers": [1, 2]}, mask_rules=[])
+    return model, torch.randn(1, 3, 2, 4, generator=torch.Generator().manual_seed(2)), torch.full((1, 3, 2), 3)
+
+
+@torch.no_grad()
+def test_chunks_beyond_the_given_ones_retrieved_nothing() -> None:
+    model, vectors, policies = retrieving()
+    ids = ids_of(20)
+    few = model(ids, retrieved=(vectors[:, :2], policies[:, :2])).logits
+    policies[:, 2] = -1
+    assert torch.equal(few, model(ids, retrieved=(vectors, policies)).logits)
+    assert not torch.equal(few, model(ids).logits)
+    assert torch.equal(model(ids, retrieved=(vectors[:, :0], policies[:, :0])).logits, model(ids).logits)
+
+
+@torch.no_grad()
+def test_what_a_prompt_retrieved_is_not_read_again_later() -> None:
+    model, vectors, policies = retrieving()
+    ids = ids_of(20)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": -1, "attention_mask": torch.ones_like(ids)}
+    made = model.generate(ids, retrieved=(vectors, policies), **options)
+    logits = model(made, retrieved=(vectors, policies), use_cache=False).logits
+    assert torch.equal(logits[:, 19:-1].argmax(-1), made[:, 20:])
+    several = model.generate(
+        ids, retrieved=(vectors, policies), **(options | {"num_beams": 3, "num_return_sequences": 2})
+    )
+    assert len(several) == 2
+
+
+@torch.no_grad()
+def test_a_conversation_goes_on_with_its_cache_though_every_prompt_was_padded(model: RefractorForCausalLM) -> None:
+    ids, cache = ids_of(24, 2), RefractorCache(model.config)
+    mask = torch.ones_like(ids)
+    mask[0, :9], mask[1, :4] = 0, 0
+    options = {"do_sample": False, "eos_token_id": -1, "past_key_values": cache}
+    once = model.generate(ids, attention_mask=mask, max_new_tokens=6, **options)
+    longer = torch.cat([once, ids_of(5, 2)], 1)
+    mask = torch.cat([mask, torch.ones(2, 11, dtype=torch.long)], 1)
+    twice = model.generate(longer, attention_mask=mask, max_new_tokens=6, **options)
+    for row, start in ((0, 9), (1, 4)):
+        assert torch.equal(twice[row : row + 1, start:], greedy(model, longer[row : row + 1, start:], 6))
+
+
+def test_draft_models_are_refused_in_a_sentence(model: RefractorForCausalLM) -> None:
+    with pytest.raises(ValueError, match="assisted"):
+        model.generate(ids_of(5), assistant_model=model, max_new_tokens=2)
+
+
 @torch.no_grad()
 def test_the_cache_grows_by_summaries_and_token_numbers_only() -> None:
     model = model_of(summaries=SUMMARIES | {"levels": 1})
@@ -196,6 +292,13 @@ def test_the_cache_grows_by_summaries_and_token_numbers_only() -> None:
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"num_experts_per_tok": 9}, "num_experts_per_tok"),
         ({"local_attention": {"kind": "ring"}}, "local_attention.kind"),
+        ({"local_attention": {"windw": 8}}, "windw"),
+        ({"local_attention": {"window": -3}}, "window"),
+        ({"summaries": SUMMARIES | {"levels": 3}}, "levels"),
+        ({"summaries": SUMMARIES | {"pooling": "last"}}, "pooling"),
+        ({"summaries": {"block_size": 8}}, "lacks"),
+        ({"linear_attention": {"kernel": "relu", "features": 0, "seed": 0}}, "kernel"),
+        ({"retrieval": {"chunk": 8, "fan_in": 2, "dim": 4, "layers": [9]}}, "layers"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_type"),
         ({"mask_rules": [RULES[0] | {"causal": False}]}, "hidden"),
     ],
