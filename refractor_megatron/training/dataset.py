@@ -54,13 +54,25 @@ def prepared(cfg: RunConfig, built: BuiltData) -> dict[str, Any]:
     return entry
 
 
+def data_of(folder: RunFolder) -> dict[str, Any]:
+    """The run's ``data.json``. Raises ``DataError`` where it is missing: an imported model has no dataset."""
+    try:
+        content: dict[str, Any] = json.loads(folder.data.read_text())
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder.path} has no dataset (data.json is missing): a model that convert wrote is continued with "
+            f"refractor pretrain --weights {folder.path}, and the new run can be evaluated."
+        ) from None
+    return content
+
+
 def open_index(folder: RunFolder, cfg: RunConfig) -> RetrievalIndex | None:
     """The run's retrieval index, checked against the digest it was prepared for; None where the tier is off."""
     if not cfg.relation.retrieval.enabled:
         return None
     from data_pipeline.retrieval.index import RetrievalIndex
 
-    data = json.loads(folder.data.read_text())["retrieval"]
+    data = data_of(folder)["retrieval"]
     index = RetrievalIndex.load(Path(data["folder"]))
     if index.digest != data["digest"]:
         raise DataError(
@@ -81,7 +93,7 @@ def neighbours_of(cfg: RunConfig, index: RetrievalIndex) -> Neighbours:
 
 def open_stream(folder: RunFolder, cfg: RunConfig, split: str) -> SampleStream:
     """The run's dataset, checked against the digest it was prepared for."""
-    data = json.loads(folder.data.read_text())
+    data = data_of(folder)
     stream = SampleStream(Path(data["folder"]), cfg.train.seq_len, cfg.train.seed, split)
     if stream.digest != data["digest"]:
         raise DataError(
