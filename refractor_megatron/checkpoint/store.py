@@ -17,6 +17,7 @@ import torch.distributed as dist
 from ..compat.megatron import dist_checkpointing, get_default_load_sharded_strategy, get_default_save_sharded_strategy
 from ..errors import CheckpointError, OutputError
 from . import manifest as manifests
+from .convert import checksums
 from .manifest import Manifest
 
 
@@ -100,6 +101,7 @@ class Store:
 
     def _publish(self, temporary: Path, folder: Path, identity: dict[str, Any]) -> None:
         try:
+            checksums.write(temporary)
             files = {p.name: manifests.file_record(p) for p in sorted(temporary.iterdir())}
             manifests.write(temporary, Manifest(files=files, **identity))
             if folder.exists():

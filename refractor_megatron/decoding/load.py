@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..checkpoint.convert import hf_manifest
+from ..checkpoint.convert import hf_manifest, source_files
+from ..checkpoint.convert.agreement import check_agreement
 from ..checkpoint.convert.verify import CONFIG, read_config
 from ..distinction.roles import ROLES
-from ..distinction.rules import compile_rules
-from ..errors import CapabilityError, CheckpointError, ConfigError
+from ..errors import CapabilityError, CheckpointError, DataError
 from ..tokenizer import Tokenizer
-from ..tokenizer.hf_files import read_hf_tokenizer
+from ..tokenizer.hf_files import OWN_FILE, read_hf_tokenizer
 from ..training.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ def read_exported(folder: Path) -> Found:
     """Configuration and tokenizer of an exported folder: what takes no time and says whether a request makes sense.
 
     Raises:
-        CheckpointError: no exported folder, or files that do not belong together. DataError: a damaged tokenizer.
+        CheckpointError: no exported folder, or files that do not belong together. DataError: no intact tokenizer.
     """
     _is_exported(folder)
     config: RefractorConfig = read_config(folder)
+    _has_tokenizer(folder)
     tokenizer = read_hf_tokenizer(folder)
     _same_tokens(folder, config, tokenizer)
     notes = _check_manifest(folder, config, tokenizer)
@@ -87,6 +88,18 @@ def _is_exported(folder: Path) -> None:
     raise CheckpointError(f"{folder} holds no {CONFIG}: give a folder that refractor convert wrote.")
 
 
+def _has_tokenizer(folder: Path) -> None:
+    if (folder / OWN_FILE).exists():
+        return
+    if (folder / source_files.FOLDER).is_dir():
+        raise DataError(
+            f"{folder} was imported and its tokenizer is not one that REFRACTOR can read: generate with transformers."
+        )
+    raise DataError(
+        f"{folder / OWN_FILE} is missing, which save_pretrained does not write: copy it from the exported folder."
+    )
+
+
 def _place(device: str) -> None:
     try:
         torch.empty(0, device=device)
@@ -97,13 +110,15 @@ def _place(device: str) -> None:
 
 def _same_tokens(folder: Path, config: RefractorConfig, tokenizer: Tokenizer) -> None:
     """Ids are the contract between text and weights: every one that structure places must mean the same to both."""
-    if config.vocab_size != tokenizer.vocab_size:
+    found = (config.role_token_ids, config.end_token_id, config.eos_token_id)
+    same = found == (tokenizer.role_ids, tokenizer.end, tokenizer.eod)
+    rows = config.vocab_size - tokenizer.vocab_size  # those beyond the tokenizer's ids are never sampled
+    if rows < 0 or (rows and not same):
         raise CheckpointError(
             f"{folder}: the model has {config.vocab_size} tokens and the tokenizer {tokenizer.vocab_size}, so they are "
             "not of one run; convert the checkpoint again."
         )
-    found = (config.role_token_ids, config.end_token_id, config.eos_token_id)
-    if found != (tokenizer.role_ids, tokenizer.end, tokenizer.eod):
+    if not same:
         raise CheckpointError(
             f"{folder / CONFIG}: the ids of special tokens are not the tokenizer's; convert the checkpoint again."
         )
@@ -162,27 +177,12 @@ def _silent() -> Iterator[None]:
 
 def _check_manifest(folder: Path, config: RefractorConfig, tokenizer: Tokenizer) -> tuple[str, ...]:
     """Rules, tokenizer and definitions must be those of the export; the tensors' hashes are ``convert verify``'s."""
-    try:
-        rules = compile_rules(config.mask_rules, config.roles, config.shared_roles).digest
-    except ConfigError as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
     manifest = hf_manifest.read(folder)
-    hashes = {config.rules_hash or rules, rules, manifest.rules_hash if manifest else rules}
-    if len(hashes) > 1:
-        raise CheckpointError(
-            f"{folder / CONFIG}: the rules of who may read whom are not those that the model was exported with; "
-            "convert the checkpoint again."
-        )
+    check_agreement(folder, config, manifest)
     if manifest is None:
         return (f"{folder} has no {hf_manifest.MANIFEST}: which run it comes from cannot be told.",)
     if manifest.tokenizer_digest not in (None, tokenizer.digest):
         raise CheckpointError(
             f"{folder}: the tokenizer is not the one that the model was exported with; convert the checkpoint again."
-        )
-    ours, theirs = hf_manifest.versions()["router"], manifest.versions.get("router")
-    if theirs != ours:
-        raise CheckpointError(
-            f"{folder} was exported with version {theirs} of the router, this version runs {ours}; generate with the "
-            "version that exported it."
         )
     return ()

@@ -22,6 +22,18 @@ from .folder import RunFolder, write_json
 
 #: Keys that leave every shape as it is and yet change what the same weights compute.
 _MEANING = ("model.rope.", "model.norm.", "model.ffn.topk", "router.gate_temp", "router.renormalize_topk", "relation.")
+#: Keys that give every tensor of a plain decoder its shape. What REFRACTOR adds to one may differ.
+_SHAPES = (
+    "model.d_model",
+    "model.n_layers",
+    "model.n_heads",
+    "model.n_kv_heads",
+    "model.tie_embeddings",
+    "model.ffn.type",
+    "model.ffn.activation",
+    "model.ffn.hidden",
+    "model.ffn.experts",
+)
 _MEANING_EXACT = ("model.vocab_size", "model.context_max", "safety.masks")
 
 
@@ -99,9 +111,12 @@ def tokenizer_file(run: RunFolder) -> Path | None:
 def adopt_weights(folder: RunFolder, cfg: RunConfig, path: Path | None) -> tuple[StartWeights | None, list[str]]:
     """Write down, or check, where the run in ``folder`` gets its first weights; returns that and notes for the user.
 
+    A run that was stopped before its first checkpoint keeps the start that it was given: without ``path`` it would
+    train from random weights otherwise, and nobody would notice.
+
     Raises:
-        CheckpointError: ``path`` holds no checkpoint.
-        ConfigError: the vocabularies disagree.
+        CheckpointError: ``path`` holds no checkpoint, or what was written down before is gone or altered.
+        ConfigError: shapes or vocabularies disagree.
         OutputError: the run has checkpoints and was started from something else.
     """
     recorded = StartWeights.read(folder)
@@ -115,11 +130,11 @@ def adopt_weights(folder: RunFolder, cfg: RunConfig, path: Path | None) -> tuple
             )
         return recorded, []
     if path is None:
-        folder.weights.unlink(missing_ok=True)  # nothing has been trained: the command alone decides
-        return None, []
+        return (None, []) if recorded is None else (recorded, _kept(folder, cfg, recorded))
     checkpoint = find_checkpoint(path)
     manifest = checkpoints.read(checkpoint)
     theirs = RunConfig.load(run_of(checkpoint).config)
+    _same_shapes(theirs, cfg, path)
     _same_vocabulary(theirs, cfg, path)
     tokenizer = tokenizer_file(run_of(checkpoint))
     start = StartWeights(
@@ -132,6 +147,20 @@ def adopt_weights(folder: RunFolder, cfg: RunConfig, path: Path | None) -> tuple
     )
     write_json(folder.weights, asdict(start))
     return start, _differences(theirs, cfg, path)
+
+
+def _kept(folder: RunFolder, cfg: RunConfig, start: StartWeights) -> list[str]:
+    """Notes about a start that an earlier command wrote down."""
+    way_out = "give --weights again, or start another run with --out."
+    manifest, config = Path(start.checkpoint) / checkpoints.MANIFEST, start.run.config
+    if not manifest.is_file() or not config.is_file():
+        raise CheckpointError(f"{folder.path} was to begin from {start.checkpoint}, which is gone: {way_out}")
+    if hashlib.sha256(manifest.read_bytes()).hexdigest() != start.manifest_sha256:
+        raise CheckpointError(f"{folder.path} was to begin from {start.checkpoint}, which is another now: {way_out}")
+    theirs = RunConfig.load(config)
+    _same_vocabulary(theirs, cfg, Path(start.source))
+    note = f"{folder.path} begins from {start.checkpoint}, as --weights said before (for random weights choose --out)."
+    return [note, *_differences(theirs, cfg, Path(start.source))]
 
 
 def check_tokenizer(start: StartWeights | None, data: Mapping[str, Any]) -> list[str]:
@@ -153,6 +182,24 @@ def check_tokenizer(start: StartWeights | None, data: Mapping[str, Any]) -> list
             f"the tokens of {start.tokenizer[:12]}: leave --tokenizer out, or give that one."
         )
     return []
+
+
+def _same_shapes(theirs: RunConfig, cfg: RunConfig, path: Path) -> None:
+    """Whatever differs is named at once and before any data is built; the ranks compare the tensors themselves."""
+    before, now = theirs.values(), cfg.values()
+    dense = before["model.ffn.type"] == now["model.ffn.type"] == "dense"
+    differing = [key for key in _SHAPES if before[key] != now[key] and not (dense and key == "model.ffn.experts")]
+    if not differing:
+        return
+    if now["model.vocab_size"] < before["model.vocab_size"]:
+        differing.append("model.vocab_size")
+    if before["model.rope.dim"] != now["model.rope.dim"]:
+        differing.append("model.rope.dim")
+    overrides = " ".join(f"{key}={as_text(before[key])}" for key in differing)
+    raise ConfigError(
+        f"the weights in {path} have other shapes than this model: add {overrides} to the command, or give "
+        f"--config {run_of(find_checkpoint(path)).config}."
+    )
 
 
 def _same_vocabulary(theirs: RunConfig, cfg: RunConfig, path: Path) -> None:

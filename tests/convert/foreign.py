@@ -50,12 +50,12 @@ def save(folder: Path, name: str, seed: int = 0, dtype: torch.dtype = torch.floa
     return folder
 
 
-def write_tokenizer(folder: Path, texts: list[str], vocab_size: int = TINY["vocab_size"]) -> Path:
+def write_tokenizer(folder: Path, texts: list[str], vocab_size: int = TINY["vocab_size"], reserved: int = 10) -> Path:
     """A byte-level BPE of exactly this many ids as ``tokenizer.json``, with special tokens like Llama 3's."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    specials = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{n}|>" for n in range(10))]
+    specials = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{n}|>" for n in range(reserved))]
     one = tokenizers.Tokenizer(models.BPE())
     one.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     one.decoder = decoders.ByteLevel()

@@ -74,3 +74,22 @@ def test_what_was_continued_goes_out_again(root: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(root / "dense")
     assert isinstance(model, transformers.LlamaForCausalLM)
     assert transformers.AutoTokenizer.from_pretrained(root / "dense").eos_token == "<|eod|>"
+
+
+def test_a_model_without_spare_ids_is_continued(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its vocabulary grows by our special tokens, and what was trained goes out with all of them."""
+    texts = [path.read_text() for path in sorted((root / "text").iterdir())]
+    save(tmp_path / "full", "llama")
+    write_tokenizer(tmp_path / "full", texts[:40], reserved=0)
+    imported = tmp_path / "imported"
+    assert main(["convert", str(tmp_path / "full"), "--to", "megatron", "--out", str(imported)]) == 0
+    command = ["pretrain", "--config", f"{imported}/config.yaml", "--weights", str(imported), "--corpus"]
+    command += [str(root / "text"), "--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+    assert main([*command, "--prepare-only", "telemetry=jsonl", *SHORT]) == 0
+    losses = train(tmp_path / "run", 1)
+    assert len(losses) == 2
+    capsys.readouterr()
+    assert main(["convert", str(tmp_path / "run"), "--to", "llama", "--out", str(tmp_path / "back")]) == 0
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "back")
+    assert config.vocab_size == Tokenizer.load(imported / "tokenizer.json").vocab_size > 600
+    assert config.eos_token_id == 599, "the end of a document is the source's own"

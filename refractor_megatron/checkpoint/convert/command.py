@@ -58,12 +58,20 @@ def convert(args: argparse.Namespace) -> int:
     if args.folder is not None:
         raise ConfigError(f"convert takes one folder: {args.folder} is one too many (verify FOLDER is a command).")
     if args.to is None or args.out is None:
-        raise ConfigError("convert needs --to hf or --to megatron, and --out FOLDER.")
+        raise ConfigError(f"convert needs --to {', '.join(('hf', 'megatron', *FAMILIES))}, and --out FOLDER.")
     if args.drop_tiers and args.to not in FAMILIES:
         raise ConfigError(f"--drop-tiers goes with --to {', '.join(FAMILIES)}: a REFRACTOR folder keeps everything.")
-    ledger = _converted(args)
-    if args.ledger or args.drop_tiers:
+    try:
+        ledger = _converted(args)
+    except KeyboardInterrupt:
+        _log("interrupted: nothing was written")
+        return 130
+    if args.ledger:
         print(ledger.text())
+    elif args.drop_tiers:
+        print("\n".join(ledger.dropped) or "nothing had to be dropped")
+    if args.drop_tiers and ledger.dropped:
+        _log(f"warning: {args.out} computes something else than the model that was trained: tiers were dropped")
     print(args.out)
     return 0
 
@@ -89,6 +97,10 @@ def _converted(args: argparse.Namespace) -> Any:
         return _to_foreign(args)
     if is_foreign(Path(args.source)):
         return _from_foreign(args)
+    if args.to == "hf" and (Path(args.source) / "config.json").is_file():
+        raise ConfigError(
+            f"{args.source} is a folder for transformers already: convert it --to megatron, or give the run to export."
+        )
     return _to_hf(args) if args.to == "hf" else _to_megatron(args)
 
 

@@ -12,15 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import tokenizers
 import torch
+from torch import Tensor
 
 from ...errors import CheckpointError, DataError
 from ...tokenizer import Tokenizer
+from ...tokenizer.hf_files import hf_backend
 from ...tokenizer.imported import load_tokenizer
 from .foreign_config import CONFIG, Foreign, read_config
 from .hf_folder import HfFolder
 from .mapping import table
-from .safetensors_file import Stored
+from .safetensors_file import Stored, read_tensor
 from .shape import Shape
 
 #: Our name of a projection of an expert <-> Mixtral's.
@@ -32,6 +35,8 @@ _MIXTRAL_EXPERT = re.compile(r"(.*)\.block_sparse_moe\.experts\.(\d+)\.(w[123])\
 _FUSED = re.compile(r"(.*)\.mlp\.experts\.(gate_up_proj|down_proj)")
 #: Buffers that old versions of transformers wrote; computed from the configuration.
 _BUFFER = ".rotary_emb.inv_freq"
+#: Rows of a vocabulary that are summed in double precision at a time.
+_ROWS = 4096
 
 
 def foreign_name(name: str, family: str) -> str:
@@ -59,16 +64,28 @@ def is_foreign(folder: Path) -> bool:
     return bool(kind != "refractor")
 
 
-def tokenizer_of(folder: Path, log: Callable[[str], object]) -> Tokenizer | None:
-    """The folder's tokenizer as ours; None, and a note that says why, where it cannot be ours id for id."""
+def tokenizer_of(folder: Path, log: Callable[[str], object], vocab_size: int | None = None) -> Tokenizer | None:
+    """The folder's tokenizer as ours; None, and a note that says why, where it cannot be ours id for id.
+
+    ``vocab_size``: rows of the model. Only special tokens of ours, which the source does not have, may lie beyond them.
+    """
     if not (folder / "tokenizer.json").is_file():
-        log(f"note: {folder} has no tokenizer.json, so the run folder gets no tokenizer: give one to pretrain yourself")
+        log(f"note: {folder} has no tokenizer.json, so the new folder gets no tokenizer: give one to pretrain yourself")
         return None
     try:
-        return load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
+        hf_backend(tokenizer)  # it goes out again with every export
     except DataError as error:
-        log(f"note: the run folder gets no tokenizer. {error}")
+        log(f"note: the new folder gets no tokenizer. {error}")
         return None
+    own = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    if vocab_size is not None and own > vocab_size:
+        log(
+            f"note: the new folder gets no tokenizer. {folder / 'tokenizer.json'} has {own} ids and the model "
+            f"{vocab_size}, so it is not the model's: give the right one to pretrain with --tokenizer."
+        )
+        return None
+    return tokenizer
 
 
 class ForeignFolder(HfFolder):
@@ -78,8 +95,11 @@ class ForeignFolder(HfFolder):
     that are no weights, with the reason.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ids: int = 0) -> None:
         """Read configuration, index and headers, and compare all names and shapes with what the model needs.
+
+        ``ids``: of the tokenizer. Where the model has fewer rows, embedding and head appear with that many: the new
+        ones are the mean of the source's, which gives a token nobody has seen the least surprising start.
 
         Raises:
             CheckpointError: as ``HfFolder`` and ``read_config``; or a tensor is missing, has another shape, or has no
@@ -89,6 +109,8 @@ class ForeignFolder(HfFolder):
         super().__init__(folder)
         self.shape = Shape.of_run(self.model.cfg)
         self.table = table(self.shape)
+        self.source_vocab = self.shape.vocab
+        self._short: dict[str, tuple[Stored, Tensor]] = {}  # as stored, and the mean of its rows [hidden]
         self.left: dict[str, str] = {}
         self.origin: dict[str, str] = {}
         theirs, self.tensors = self.tensors, {}
@@ -96,6 +118,37 @@ class ForeignFolder(HfFolder):
             self._adopt(name, stored)
         self._check_tied()
         self._check_complete()
+        if ids > self.source_vocab:
+            self._grow(ids)
+
+    def read(self, name: str, *, check: bool = True) -> Tensor:
+        """A tensor under our name, with the rows that were added to it."""
+        if name not in self._short:
+            return super().read(name, check=check)
+        stored, mean = self._short[name]
+        return torch.cat([read_tensor(stored, self.buffers), mean.expand(self.model.rows, -1)])
+
+    @property
+    def growth(self) -> list[str]:
+        """What was added to the vocabulary, in words for the ledger."""
+        first, last = self.source_vocab, self.shape.vocab - 1
+        return [
+            f"{self.origin[name]}: rows {first} to {last} added for special tokens of ours, each the mean of the "
+            f"{first} rows of {self.folder}"
+            for name in self._short
+        ]
+
+    def _grow(self, ids: int) -> None:
+        self.model = read_config(self.folder, ids)
+        self.shape = Shape.of_run(self.model.cfg)
+        self.table = table(self.shape)
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            if name in self.tensors:
+                stored = self.tensors[name]
+                parts = torch.split(read_tensor(stored, self.buffers), _ROWS)
+                total = torch.stack([part.double().sum(0) for part in parts]).sum(0)
+                self._short[name] = stored, (total / self.source_vocab).to(stored.dtype)
+                self.tensors[name] = replace(stored, shape=(ids, self.shape.hidden))
 
     def _adopt(self, name: str, stored: Stored) -> None:
         """Enter a foreign tensor under our name, or its parts under ours."""

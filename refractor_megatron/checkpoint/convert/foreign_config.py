@@ -20,6 +20,8 @@ from ...config.schema import as_text, schema
 from ...errors import CheckpointError, ConfigError
 
 CONFIG = "config.json"
+#: What ``dtype`` of a ``config.json`` may be.
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
 
 #: What transformers assumes where a file leaves a key out, by family; None: the file must say it.
 _COMMON: dict[str, Any] = {
@@ -73,10 +75,11 @@ class Foreign:
     cfg: RunConfig  # tiers off
     body: Mapping[str, Any]  # its config.json
     notes: tuple[str, ...]
+    rows: int = 0  # vocabulary rows that ``cfg`` has and the source lacks
 
 
-def read_config(folder: Path) -> Foreign:
-    """The model that ``folder/config.json`` describes.
+def read_config(folder: Path, ids: int = 0) -> Foreign:
+    """The model that ``folder/config.json`` describes, its vocabulary grown to ``ids`` where it is smaller.
 
     Raises:
         CheckpointError: the file is missing or damaged, of another family, or asks for what REFRACTOR cannot express.
@@ -93,10 +96,13 @@ def read_config(folder: Path) -> Foreign:
         raise CheckpointError(
             f"{path}: model_type {kind!r} cannot be imported; the supported ones are {', '.join(FAMILIES)}."
         )
-    return Foreign(body["model_type"], _run_config(path, body), body, _notes(path, body))
+    get = _Reader(path, body)
+    vocab_size = get.count("vocab_size")
+    cfg = _run_config(path, body, max(vocab_size, ids))
+    return Foreign(body["model_type"], cfg, body, _notes(path, body), max(ids - vocab_size, 0))
 
 
-def _run_config(path: Path, body: Mapping[str, Any]) -> RunConfig:
+def _run_config(path: Path, body: Mapping[str, Any], vocab_size: int) -> RunConfig:
     get = _Reader(path, body)
     heads, hidden, length = (
         get.count("num_attention_heads"),
@@ -114,7 +120,7 @@ def _run_config(path: Path, body: Mapping[str, Any]) -> RunConfig:
         "model.n_layers": get.count("num_hidden_layers"),
         "model.n_heads": heads,
         "model.n_kv_heads": kv_heads,
-        "model.vocab_size": get.count("vocab_size"),
+        "model.vocab_size": vocab_size,
         "model.context_max": length,
         "model.tie_embeddings": bool(get.value("tie_word_embeddings")),
         "model.role_embeddings": False,
@@ -235,6 +241,9 @@ def _refuse_the_rest(get: _Reader, heads: int, hidden: int) -> None:
         )
     if body.get("quantization_config"):
         raise get.refuse("quantization_config is set", "and only fp32, bf16 and fp16 weights are read")
+    dtype = body.get("dtype", body.get("torch_dtype"))
+    if dtype is not None and (not isinstance(dtype, str) or dtype.removeprefix("torch.") not in DTYPE_NAMES):
+        raise CheckpointError(f"{get.path}: dtype {dtype!r} is unknown; the known ones are {', '.join(DTYPE_NAMES)}.")
     kinds = set(body.get("layer_types") or ())
     window = get.value("sliding_window") if get.family != "llama" else None
     if kinds - {"sliding_attention" if window else "full_attention"}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from ... import __version__
 from ...compat.megatron import MEGATRON_VERSION
 from ...distinction.closure import compile_checked
 from ...errors import CheckpointError
-from . import hf_manifest, probe, verify
+from ...tokenizer import Tokenizer
+from ...tokenizer.hf_files import write_hf_tokenizer
+from . import hf_manifest, probe, source_files, verify
 from .foreign import ForeignFolder, tokenizer_of
 from .foreign_probe import check_same_model, our_logits, plain_probe, transformers_logits
 from .hf_folder import HfFolder, HfWriter, Plan, plan_files, planned_bytes
@@ -24,23 +27,13 @@ from .hf_manifest import HfManifest
 from .ledger import Ledger
 from .mapping import HfTensor
 from .publish import staged
+from .source_files import companions
 from .tensors import check_numbers
 from .to_hf import RUN_CONFIG, code_files
 from .to_megatron import Importer, ImportOptions
 from .verify import Log
 
-#: Files about text that travel as they are.
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -55,8 +48,9 @@ class ForeignOptions:
 def import_hf(source: Path, out: Path, options: ForeignOptions, log: Log) -> Ledger:
     """Write ``out``, a REFRACTOR folder for transformers; it appears whole and checked, or not at all.
 
-    The files of the tokenizer are copied: no token means a role or ends a document to the model, so that every input
-    gives the logits that it gave before.
+    Where the tokenizer can be ours, id for id, the folder has it as every folder of ours has: roles and ends of
+    documents are tokens, and ``refractor generate`` reads it. Otherwise the source's files are copied and no token
+    means anything to the model. ``source_files/`` has them as they were in both cases.
 
     Raises:
         CheckpointError, OutputError: one sentence each; nothing is published.
@@ -86,9 +80,8 @@ class _HfImport:
         from ...hf.from_run import hf_config
 
         self.options, self.log = options, log
-        self.foreign = ForeignFolder(source)
-        _say_notes(self.foreign, log)
-        self.config = hf_config(self.foreign.model.cfg, None)
+        self.foreign, self.tokenizer = _open(source, log)
+        self.config = hf_config(self.foreign.model.cfg, self.tokenizer)
         self.tensors = [t for entry in self.foreign.table for t in entry.tensors if not t.padding]
         dtypes = {t.name: options.dtype or self.foreign.tensors[t.name].dtype for t in self.tensors}
         self.plan: Plan = plan_files(self.tensors, dtypes, options.shard_size)
@@ -99,6 +92,7 @@ class _HfImport:
             {origin[t.name]: t.shape for t in self.tensors},
             {t.name: t.shape for t in self.tensors},
             left=dict(self.foreign.left),
+            notes=self.foreign.growth,
         )
 
     def run(self, folder: Path) -> None:
@@ -106,8 +100,12 @@ class _HfImport:
         digests = self._write_tensors(folder)
         self.config.to_json_file(folder / verify.CONFIG, use_diff=False)
         self.foreign.model.cfg.save(folder / RUN_CONFIG)
-        for path in [*code_files(), *companions(self.foreign.folder)]:
+        texts = companions(self.foreign.folder) if self.tokenizer is None else []
+        for path in [*code_files(), *texts]:
             shutil.copyfile(path, folder / path.name)
+        if self.tokenizer is not None:
+            write_texts(self.tokenizer, folder, self.foreign.model.cfg.model.context_max)
+        source_files.keep(self.foreign.folder, self.foreign.model, folder)
         self._check_written(folder)
         fingerprint = self._compare_logits(folder) if self.options.logits else None
         self._write_manifest(folder, digests, fingerprint)
@@ -143,7 +141,7 @@ class _HfImport:
                 )
 
     def _compare_logits(self, folder: Path) -> dict[str, Any]:
-        batch = plain_probe(self.foreign.model.cfg)
+        batch = plain_probe(self.foreign.model.cfg, self.foreign.source_vocab)
         theirs = transformers_logits(self.foreign.folder, batch)
         difference = check_same_model(our_logits(self.foreign, batch), theirs, self.foreign.folder)
         self.log(f"logits equal those of transformers' {self.foreign.model.family} within {difference:.2e}")
@@ -172,10 +170,10 @@ class _HfImport:
             package_version=__version__,
             megatron_version=MEGATRON_VERSION,
             rules_hash=compile_checked(cfg.safety.masks)[0].digest,
-            tokenizer_digest=None,
+            tokenizer_digest=None if self.tokenizer is None else self.tokenizer.digest,
             versions=hf_manifest.versions(),
             tensors=tensors,
-            files={path.name: verify.file_record(path) for path in sorted(folder.iterdir()) if path.name != ".lock"},
+            files=verify.records(folder),
             fingerprint=fingerprint,
         ).write(folder)
 
@@ -187,18 +185,22 @@ class _MegatronImport(Importer):
         """See ``Importer.open``; the tokenizer becomes ours where it can, and else the user is told."""
         from ...hf.from_run import hf_config
 
-        self.hf: ForeignFolder = ForeignFolder(source)
-        _say_notes(self.hf, self.log)
+        self.hf: ForeignFolder
+        self.hf, self.tokenizer = _open(source, self.log)
         self.cfg = self.hf.model.cfg
         self.config = hf_config(self.cfg, None)
         self.shape, self.entries = self.hf.shape, self.hf.table
-        self.tokenizer = tokenizer_of(source, self.log)
+
+    def run(self, folder: Path) -> None:
+        """See ``Importer.run``; the source's files about text come along."""
+        source_files.keep(self.hf.folder, self.hf.model, folder)
+        super().run(folder)
 
     def _ledger(self) -> Ledger:
         ledger = super()._ledger()
         ledger.left |= self.hf.left
         renamed = [f"{own}: {name} in {self.hf.folder}" for own, name in self.hf.origin.items() if own != name]
-        ledger.notes += renamed
+        ledger.notes += renamed + self.hf.growth
         return ledger
 
     def _part(self, tensor: HfTensor, *, check: bool = True) -> Tensor:
@@ -211,18 +213,32 @@ class _MegatronImport(Importer):
         """Megatron's own path against transformers' own class."""
         from .megatron_logits import megatron_logits
 
-        batch = plain_probe(self.cfg)
+        batch = plain_probe(self.cfg, self.hf.source_vocab)
         theirs = transformers_logits(self.hf.folder, batch)
         ours = megatron_logits(self.cfg, step, "", None, batch)
         difference = check_same_model(ours, theirs, self.hf.folder)
         self.log(f"Megatron's logits equal those of transformers' {self.hf.model.family} within {difference:.2e}")
 
 
-def companions(folder: Path) -> list[Path]:
-    """Files about text in a model folder."""
-    return [folder / name for name in COMPANIONS if (folder / name).is_file()]
+def write_texts(tokenizer: Tokenizer, folder: Path, context_max: int) -> None:
+    """Our tokenizer's files, and where generation ends."""
+    write_hf_tokenizer(tokenizer, folder, context_max)
+    ends = {"eos_token_id": [tokenizer.eod, tokenizer.end], "pad_token_id": tokenizer.pad}
+    hidden = sorted([tokenizer.pad, *tokenizer.role_ids.values()])  # roles are structure
+    (folder / GENERATION).write_text(json.dumps(ends | {"suppress_tokens": hidden}, indent=2) + "\n")
 
 
-def _say_notes(foreign: ForeignFolder, log: Log) -> None:
+def _open(source: Path, log: Log) -> tuple[ForeignFolder, Tokenizer | None]:
+    """The source and its tokenizer as ours, with a row for each of its tokens."""
+    foreign = ForeignFolder(source)
     for note in foreign.model.notes:
         log(f"note: {note}")
+    tokenizer = tokenizer_of(source, log, foreign.source_vocab)
+    if tokenizer is not None and tokenizer.vocab_size > foreign.source_vocab:
+        foreign = ForeignFolder(source, tokenizer.vocab_size)
+        log(
+            f"note: the vocabulary grows from {foreign.source_vocab} to {tokenizer.vocab_size} for special tokens that "
+            "the model lacks; each new row is the mean of the others, and --to "
+            f"{foreign.model.family} takes them out again"
+        )
+    return foreign, tokenizer

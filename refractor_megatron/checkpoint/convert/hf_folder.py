@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from . import hf_manifest
+from .buffers import Buffers
 from .mapping import HfTensor
 from .safetensors_file import SafetensorsWriter, Stored, read_header, read_tensor
 from .tensors import sha256
@@ -39,6 +40,7 @@ class HfFolder:
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is no folder: give one with config.json and safetensors files.")
         self.folder = folder
+        self.buffers = Buffers()  # who reads many tensors gives a pool
         self.manifest = hf_manifest.read(folder)
         self._total: int | None = None
         self.tensors: dict[str, Stored] = self._indexed()
@@ -59,16 +61,19 @@ class HfFolder:
         try:
             content = json.loads(path.read_text())
             places: dict[str, str] = dict(content["weight_map"])
-            self._total = int(content["metadata"]["total_size"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged ({str(error)[:80]}): export the model again.") from None
+            total = (content.get("metadata") or {}).get("total_size")  # the format does not ask for it
+            self._total = None if total is None else int(total)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is damaged ({str(error)[:80]}): {self._again}.") from None
         found: dict[str, Stored] = {}
         for file in sorted(set(places.values())):
             if Path(file).name != file:
                 raise CheckpointError(f"{path} names {file!r}, which is not a file of this folder: do not trust it.")
             if not (self.folder / file).is_file():
                 name = min(name for name, at in places.items() if at == file)
-                raise CheckpointError(f"{self.folder / file} is missing, and {INDEX} looks for tensor {name} there.")
+                raise CheckpointError(
+                    f"{self.folder / file} is missing, and {INDEX} looks for tensor {name} there: {self._again}."
+                )
         for file in sorted(set(places.values())):
             for name, stored in read_header(self.folder / file).items():
                 if places.get(name) != file:
@@ -79,12 +84,17 @@ class HfFolder:
                 raise CheckpointError(f"tensor {name} is missing in {self.folder / file}, where {INDEX} looks for it.")
         return found
 
+    @property
+    def _again(self) -> str:
+        """What to do about a damaged folder: only those with a manifest are exports."""
+        return "download it again" if self.manifest is None else "export the model again"
+
     def _without_index(self) -> dict[str, Stored]:
         if (self.folder / SINGLE).exists():
             return read_header(self.folder / SINGLE)
         if any(self.folder.glob("model-*.safetensors")):
             raise CheckpointError(
-                f"{self.folder / INDEX} is missing: without it nobody knows whether all shards exist."
+                f"{self.folder / INDEX} is missing: without it nobody knows whether all shards exist; {self._again}."
             )
         pickles = sorted(path.name for pattern in _PICKLES for path in self.folder.glob(pattern))
         if pickles:
@@ -121,7 +131,7 @@ class HfFolder:
         Raises:
             CheckpointError: it does not have the manifest's hash.
         """
-        tensor = read_tensor(self.tensors[name])
+        tensor = read_tensor(self.tensors[name], self.buffers)
         if check and self.manifest is not None and sha256(tensor) != self.manifest.tensors[name]["sha256"]:
             raise CheckpointError(
                 f"tensor {name} of {self.tensors[name].file} does not match its sha256: it was altered, export the "

@@ -37,6 +37,7 @@ class Ledger:
     #: Tensors of the source that are no weights of this model, by name, with the reason they stay behind.
     left: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)  # what was given up by request, in words
     _consumed: set[str] = field(default_factory=set)
     _produced: set[str] = field(default_factory=set)
 
@@ -99,7 +100,7 @@ class Ledger:
         for name, reason in self.left.items():
             reasons.setdefault(reason, []).append(name)
         out += [f"left behind, {reason}: {len(names)} ({names[0]} ...)" for reason, names in reasons.items()]
-        out += self.notes
+        out += self.notes + self.dropped
         out.append(f"{len(self._consumed)} tensors read once, {len(self._produced)} written once")
         return "\n".join(out)
 

@@ -16,9 +16,11 @@ from torch import Tensor
 from ...config.schema import RunConfig
 from ...errors import CheckpointError
 from .. import manifest as manifests
-from . import checksums
+from . import checksums, direct_file
+from .buffers import Buffers
 from .ledger import Ledger
 from .megatron_metadata import METADATA, Chunk, Index, StoredTensor, View, read_index
+from .saved_tensor import numbers_start
 
 EMA = "ema."
 #: Moments and masters under every name that Megatron's optimizers give them; the group is the weight's key.
@@ -76,6 +78,8 @@ class MegatronFolder:
         self._fault: str | None = None
         self._stop = threading.Event()
         self._last: tuple[Chunk, Tensor] | None = None
+        self._starts: dict[Chunk, int] = {}  # where the numbers of chunks begin that were read before
+        self.buffers = Buffers()  # who reads many tensors gives a pool
 
     def weights(self) -> dict[str, StoredTensor]:
         """The chosen weights by key, without the prefix."""
@@ -150,7 +154,7 @@ class MegatronFolder:
         if len(pieces) == 1 and pieces[0][0].sizes == tuple(box):
             whole: Tensor = self._chunk(name, stored, pieces[0][0], check)
         else:
-            whole = torch.empty(box, dtype=stored.dtype)
+            whole = self.buffers.empty(box, stored.dtype)
             for chunk, (own, to) in pieces:
                 tensor = self._chunk(name, stored, chunk, check)
                 whole[to] = tensor[own]
@@ -163,11 +167,7 @@ class MegatronFolder:
             return self._last[1]
         self._last = None
         try:
-            with open(self.folder / chunk.file, "rb", buffering=0) as file:
-                part: Any = View(file, chunk.start, chunk.length)
-                loaded = torch.load(part, map_location="cpu", weights_only=True)
-            tensor: Tensor = loaded.reshape(chunk.sizes)
-            assert tensor.dtype == stored.dtype, tensor.dtype
+            tensor = self._load(stored, chunk)
         except Exception as error:  # a damaged pickle raises whatever it likes
             text = (str(error) or type(error).__name__).splitlines()[0][:100]
             raise CheckpointError(f"tensor {name} of {self.folder / chunk.file} is damaged ({text}).") from None
@@ -179,6 +179,20 @@ class MegatronFolder:
                     f"{checksums.FILE} says; take another checkpoint."
                 )
         return tensor
+
+    def _load(self, stored: StoredTensor, chunk: Chunk) -> Tensor:
+        """A chunk's numbers, read straight to where they stay: ``torch.load`` would take fresh memory for each."""
+        start = self._starts.get(chunk)
+        if start is None:
+            with open(self.folder / chunk.file, "rb", buffering=0) as file:
+                part: Any = View(file, chunk.start, chunk.length)
+                start = numbers_start(part, chunk.sizes, stored.dtype)
+                if start is None:
+                    part.seek(0)
+                    loaded: Tensor = torch.load(part, map_location="cpu", weights_only=True)
+                    return loaded.reshape(chunk.sizes)
+            self._starts[chunk] = start = chunk.start + start
+        return direct_file.read_tensor(self.folder / chunk.file, start, chunk.sizes, stored.dtype, self.buffers)
 
     def verify(self) -> None:
         """Check sizes and everything but tensor data; then begin to hash that too, where no CRCs cover it.

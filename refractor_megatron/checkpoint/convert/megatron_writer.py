@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -19,15 +19,17 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
 
 from ...compat.megatron import dist_checkpointing
 from . import checksums
+from .direct_file import DirectFile
 from .mapping import Entry, Table, global_shapes
 from .megatron_folder import EMA
 from .shape import Shape
 
 Read = Callable[[Entry], Tensor]
+Records = dict[str, dict[str, Any]]  # file -> its size and sha256
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ def write_checkpoint(
     ema: bool,
     progress: dict[str, int],
     shard_size: int,
-) -> None:
-    """Write everything of a checkpoint but its manifest.
+) -> Records:
+    """Write everything of a checkpoint but its manifest; returns the manifest's records of the data files.
 
     Args:
         folder: empty. dtypes: of every key. read: gives an entry's tensor; asked once for each.
@@ -69,17 +71,54 @@ def write_checkpoint(
     """
     pieces = [_Piece(entry, key) for entry in entries for key in ([entry.key, EMA + entry.key] if ema else [entry.key])]
     objects = extra_states(shape)
-    planner = _Planner(pieces, dtypes, read)
-    writer = FileSystemWriter(folder, thread_count=1, per_thread_copy_ahead=0)
+    records: Records = {}
+    results: list[list[WriteResult]] = []
+    with _shard(folder, 0, records) as (name, file):
+        results.append([_write_nothing(file, name, key) for key in objects])
+    tensors = _Tensors(dtypes, read)
+    for number, shard in enumerate(_shards(pieces, dtypes, shard_size), start=1):
+        with _shard(folder, number, records) as (name, file):
+            results.append([_write_piece(file, name, piece, tensors.of(piece)) for piece in shard])
+    writer = FileSystemWriter(folder)
     writer.set_up_storage_writer(True, rank=0)
-    plans = [SavePlan([_object_item(key) for key in objects])]
-    plans += [SavePlan([_item(p, dtypes) for p in shard]) for shard in _shards(pieces, dtypes, shard_size)]
-    # one plan after the other: the writer keeps every tensor of a plan until the plan is done
-    results = [writer.write_data(plan, planner).wait() for plan in writer.prepare_global_plan(plans)]
     writer.finish(_metadata(pieces, objects, entries, dtypes), results)
     torch.save({"progress": progress}, folder / "common.pt")
     dist_checkpointing.core.save_config(dist_checkpointing.core.CheckpointingConfig("torch_dist", 1), str(folder))
     checksums.write(folder)
+    return records
+
+
+@contextmanager
+def _shard(folder: Path, number: int, records: Records) -> Iterator[tuple[str, DirectFile]]:
+    """A data file under the name that torch's own writer would give it; whole and on the disk after the block."""
+    name = f"__{number}_0.distcp"
+    file = DirectFile(folder / name, digest=True)
+    try:
+        yield name, file
+    except BaseException:
+        file.abort()
+        raise
+    file.close()
+    records[name] = file.record
+
+
+# torch's writer keeps every tensor of a file until the file is done, and so cannot write from memory that is used again
+def _write_piece(file: DirectFile, name: str, piece: _Piece, tensor: Tensor) -> WriteResult:
+    start = file.tell()
+    torch.save(tensor, cast(IO[bytes], file))
+    return _result(_index(piece), name, start, file)
+
+
+def _write_nothing(file: DirectFile, name: str, key: str) -> WriteResult:
+    """The bytes of "nothing" as Megatron writes it."""
+    start = file.tell()
+    torch.save([None], cast(IO[bytes], file))
+    return _result(MetadataIndex(key), name, start, file)
+
+
+def _result(index: MetadataIndex, name: str, start: int, file: DirectFile) -> WriteResult:
+    length = file.tell() - start
+    return WriteResult(index=index, size_in_bytes=length, storage_data=_StorageInfo(name, start, length))
 
 
 def extra_states(shape: Shape) -> list[str]:
@@ -94,45 +133,21 @@ def extra_states(shape: Shape) -> list[str]:
     return keys
 
 
-class _Planner(SavePlanner):
-    """Finds the data of a plan's items when the writer asks. An entry under two keys is read once."""
+class _Tensors:
+    """Finds the data of a piece. An entry under two keys is read once."""
 
-    def __init__(self, pieces: list[_Piece], dtypes: dict[str, torch.dtype], read: Read) -> None:
-        self._pieces = {_index(piece): piece for piece in pieces}
+    def __init__(self, dtypes: dict[str, torch.dtype], read: Read) -> None:
         self._dtypes, self._read = dtypes, read
         self._last: tuple[Entry, Tensor] | None = None
 
-    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
-        """The tensor, or the bytes of "nothing" as Megatron writes it."""
-        if write_item.type is WriteItemType.BYTE_IO:
-            buffer = io.BytesIO()
-            torch.save([None], buffer)
-            buffer.seek(0)
-            return buffer
-        piece = self._pieces[write_item.index]
+    def of(self, piece: _Piece) -> Tensor:
+        """The tensor in the shape of the chunk."""
         if self._last is None or self._last[0] is not piece.entry:
             self._last = None
             self._last = piece.entry, self._read(piece.entry)
         tensor = self._last[1]
         assert tuple(tensor.shape) == piece.entry.shape and tensor.dtype == self._dtypes[piece.entry.key], piece
         return tensor.reshape(piece.sizes)
-
-    # The plans are made above: nothing of what ``save_state_dict`` would ask for is needed.
-    def set_up_planner(self, *args: Any, **kwargs: Any) -> None:
-        """Not used."""
-        raise NotImplementedError
-
-    def create_local_plan(self) -> SavePlan:
-        """Not used."""
-        raise NotImplementedError
-
-    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        """Not used."""
-        raise NotImplementedError
-
-    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
-        """Not used."""
-        raise NotImplementedError
 
 
 def _index(piece: _Piece) -> MetadataIndex:
@@ -145,15 +160,6 @@ def _properties(piece: _Piece, dtypes: dict[str, torch.dtype]) -> TensorProperti
 
 def _chunk(piece: _Piece) -> ChunkStorageMetadata:
     return ChunkStorageMetadata(torch.Size(piece.offsets), torch.Size(piece.sizes))
-
-
-def _item(piece: _Piece, dtypes: dict[str, torch.dtype]) -> WriteItem:
-    data = TensorWriteData(_chunk(piece), _properties(piece, dtypes), torch.Size(piece.sizes))
-    return WriteItem(_index(piece), WriteItemType.TENSOR, tensor_data=data)
-
-
-def _object_item(key: str) -> WriteItem:
-    return WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO)
 
 
 def _shards(pieces: list[_Piece], dtypes: dict[str, torch.dtype], size: int) -> Iterator[list[_Piece]]:

@@ -172,8 +172,17 @@ def fingerprint(logits: Tensor, difference: float) -> dict[str, Any]:
 
 
 def check_fingerprint(logits: Tensor, expected: dict[str, Any]) -> float:
-    """Largest difference between the stored logits and the same places of ``logits``."""
+    """Largest difference between the stored logits and the same places of ``logits``.
+
+    Raises:
+        CheckpointError: there are no such places.
+    """
     stored = torch.tensor(expected["logits"])
+    if max(expected["positions"]) >= len(logits) or max(expected["tokens"]) >= logits.shape[1]:
+        raise CheckpointError(
+            f"the manifest's fingerprint has places outside of its probe's {len(logits)} tokens and {logits.shape[1]} "
+            "ids: export the model again."
+        )
     found = logits[expected["positions"]][:, expected["tokens"]]
     difference = float((found.double() - stored.double()).abs().max())
     return difference if math.isfinite(difference) else math.inf

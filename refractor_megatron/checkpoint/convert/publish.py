@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ...errors import OutputError
@@ -21,15 +21,19 @@ def staged(target: Path, bytes_needed: int) -> Iterator[Path]:
     What a killed conversion to the same place left behind is removed first; the lock tells it from one that still runs.
 
     Raises:
-        OutputError: ``target`` is not empty, another conversion writes it, it cannot be written, or the disk is too
-            small or becomes full.
+        OutputError: ``target`` is not empty, a link, a mount point or the working folder, another conversion writes it,
+            it cannot be written, or the disk is too small or becomes full.
     """
-    _check_free(target)
+    target = target.absolute()
+    if target.name == "..":
+        target = target.resolve()
+    hidden = target.parent / f".{target.name}{TEMPORARY}"
+    _check_free(target, hidden)
     made = _make_parents(target)
-    hidden = target.with_name(f".{target.name}{TEMPORARY}")
     try:
         with _output_errors(target):
-            hidden.mkdir(exist_ok=True)
+            with _refusals(target):
+                hidden.mkdir(exist_ok=True)
             with exclusive(hidden):
                 try:
                     _empty(hidden)
@@ -37,14 +41,14 @@ def staged(target: Path, bytes_needed: int) -> Iterator[Path]:
                     yield hidden
                     _sync_files(hidden)
                     (hidden / ".lock").unlink()
-                    os.rename(hidden, target)
+                    with _refusals(target):
+                        os.rename(hidden, target)
                 except BaseException:
                     shutil.rmtree(hidden, ignore_errors=True)
                     raise
             sync_folder(target.parent)
     except BaseException:
-        for folder in made:
-            folder.rmdir()
+        _remove(made)
         raise
 
 
@@ -74,23 +78,67 @@ def _output_errors(target: Path) -> Iterator[None]:
         raise
 
 
-def _check_free(target: Path) -> None:
-    if not target.exists() and not target.is_symlink():
-        return
-    if not target.is_dir() or any(target.iterdir()):
-        raise OutputError(f"{target} is not empty: choose another --out, or delete it first.")
+@contextmanager
+def _refusals(target: Path) -> Iterator[None]:
+    """For single steps on ``target`` itself: whatever the file system says is about ``--out``."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise OutputError(
+                f"{target} is not empty, someone else has written there meanwhile: choose another --out."
+            ) from None
+        if error.errno == errno.ENOTDIR:
+            raise OutputError(f"{target} is a file or lies below one: choose another --out.") from None
+        raise OutputError(f"{target} cannot be written ({error.strerror}): choose another --out.") from None
+
+
+def _check_free(target: Path, hidden: Path) -> None:
+    """Everything that would stop the rename in the end, before any work."""
+    with _refusals(target):
+        if target.is_symlink() or hidden.is_symlink():
+            link = target if target.is_symlink() else hidden
+            raise OutputError(f"{link} is a link, which a rename would replace: give --out the folder itself.")
+        if hidden.exists() and not hidden.is_dir():
+            raise OutputError(f"{hidden}, where the result is written first, is a file: delete it.")
+        if not target.exists():
+            return
+        if target.is_file():
+            raise OutputError(f"{target} is not empty, it is a file: choose another --out, or delete it first.")
+        if not target.is_dir() or any(target.iterdir()):
+            raise OutputError(f"{target} is not empty: choose another --out, or delete it first.")
+        if target.is_mount():
+            raise OutputError(f"{target} is a mount point, which cannot be replaced: give --out a folder within it.")
+        if target.samefile(Path.cwd()):
+            raise OutputError(f"{target} is the folder that you are in, which is replaced: give --out a folder in it.")
 
 
 def _make_parents(target: Path) -> list[Path]:
     """Create the folders above ``target``; returns those that were made, innermost first."""
-    missing = [folder for folder in target.absolute().parents if not folder.exists()]
-    with _output_errors(target):
-        try:
-            for folder in reversed(missing):
-                folder.mkdir()
-        except NotADirectoryError:
-            raise OutputError(f"{target} lies below a file: choose another --out.") from None
-    return missing
+    made: list[Path] = []
+    try:
+        with _output_errors(target), _refusals(target):
+            for folder in reversed([folder for folder in target.parents if not folder.exists()]):
+                try:
+                    folder.mkdir()
+                except FileExistsError:  # by another conversion, just now
+                    if not folder.is_dir():
+                        raise OutputError(f"{folder} is no folder: choose another --out.") from None
+                else:
+                    made.insert(0, folder)
+    except BaseException:
+        _remove(made)
+        raise
+    return made
+
+
+def _remove(made: list[Path]) -> None:
+    """Remove the folders that were made, as far as nobody else uses them."""
+    with suppress(OSError):
+        for folder in made:
+            folder.rmdir()
 
 
 def _empty(hidden: Path) -> None:

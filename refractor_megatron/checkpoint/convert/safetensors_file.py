@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from . import direct_file
+from .buffers import Buffers
+from .direct_file import DirectFile
 from .tensors import DTYPES, dtype_name, raw, sha256
 
 #: Headers beyond this are refused by the format's own library too.
@@ -90,18 +92,12 @@ def _check_header(path: Path, header: dict[str, Any], data: int, size: int) -> d
     return found
 
 
-def read_tensor(stored: Stored) -> Tensor:
-    """The tensor's numbers, in memory of their own."""
-    out = torch.empty(stored.nbytes, dtype=torch.uint8)
-    with open(stored.file, "rb", buffering=0) as file:
-        file.seek(stored.start)
-        target, done = raw(out), 0
-        while done < stored.nbytes:
-            count = file.readinto(target[done:])
-            if not count:
-                raise CheckpointError(f"{stored.file} ends within a tensor: it was truncated.")
-            done += count
-    return out.view(stored.dtype).view(stored.shape)
+def read_tensor(stored: Stored, buffers: Buffers | None = None) -> Tensor:
+    """The tensor's numbers, in memory of their own, which ``buffers`` gives."""
+    try:
+        return direct_file.read_tensor(stored.file, stored.start, stored.shape, stored.dtype, buffers or Buffers())
+    except EOFError:
+        raise CheckpointError(f"{stored.file} ends within a tensor: it was truncated.") from None
 
 
 class SafetensorsWriter:
@@ -116,8 +112,8 @@ class SafetensorsWriter:
         self._worker = ThreadPoolExecutor(1)
         self.digests: dict[str, str] = {}
         self.path = path
-        self._file: BinaryIO = open(path, "wb", buffering=0)  # noqa: SIM115  closed by ``close``
-        self._write(memoryview(self._header()))
+        self._file = DirectFile(path)
+        self._file.write(self._header())
 
     def _header(self) -> bytes:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -136,18 +132,14 @@ class SafetensorsWriter:
         assert (name, tuple(tensor.shape), tensor.dtype) == (expected, *self._specs[name]), (name, expected)
         tensor = tensor.contiguous()
         self._hashes[name] = self._worker.submit(sha256, tensor)
-        self._write(raw(tensor))
+        self._file.write(raw(tensor))
         self.digests[name] = self._hashes.pop(name).result()  # the tensor is not held longer than this call
-
-    def _write(self, data: memoryview) -> None:
-        done = 0
-        while done < len(data):
-            done += self._file.write(data[done:]) or 0
 
     def close(self, *, whole: bool = True) -> None:
         """Finish the file; ``whole=False`` after a failure, when not every tensor has come."""
         self._worker.shutdown()
-        if whole:
-            assert not self._next, self._next
-            os.fsync(self._file.fileno())
+        if not whole:
+            self._file.abort()
+            return
+        assert not self._next, self._next
         self._file.close()

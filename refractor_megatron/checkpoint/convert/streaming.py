@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
+
+import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
 #: Items in the making: reading and writing overlap with one, and more would only hold memory.
 _DEPTH = 2
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """Keep torch from using more threads than the stages of a conversion have: they fill the cores, its would wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def ahead(

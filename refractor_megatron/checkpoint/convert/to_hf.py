@@ -6,7 +6,9 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from ... import __version__
 from ...config.schema import RunConfig
 from ...errors import CheckpointError, DataError
 from ...tokenizer import Tokenizer
-from . import hf_manifest, probe, verify
+from . import hf_manifest, probe, source_files, verify
+from .buffers import Buffers
 from .hf_folder import HfFolder, HfWriter, Plan, plan_files, planned_bytes
 from .hf_manifest import HfManifest
 from .ledger import Ledger
@@ -28,7 +31,7 @@ from .mapping import Entry, Table, global_shapes, table
 from .megatron_folder import EMA, MegatronFolder, config_of, find_step
 from .publish import staged
 from .shape import Shape
-from .streaming import ahead
+from .streaming import ahead, own_threads
 from .tensors import check_numbers, dtype_name
 from .verify import Log
 
@@ -72,10 +75,15 @@ def tokenizer_of(run: Path) -> Tokenizer:
     """The tokenizer of a run: its own, or its dataset's.
 
     Raises:
-        DataError: there is none, or the run has another one than its dataset was built with.
+        DataError: there is none, the run has another one than its dataset was built with, or data.json is damaged.
     """
     own, data = run / "tokenizer.json", run / "data.json"
-    built = Path(json.loads(data.read_text())["folder"]) / "tokenizer.json" if data.exists() else None
+    try:
+        built = Path(json.loads(data.read_bytes())["folder"]) / "tokenizer.json" if data.exists() else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{data} is damaged ({str(error)[:80]}): run refractor pretrain again, it is made anew."
+        ) from None
     if built is not None and not own.exists():
         return Tokenizer.load(built)
     if not own.exists():
@@ -101,7 +109,9 @@ class _Export:
         assert shape == Shape.of_hf(self.config), "the two configurations describe different weights"
         self.entries: Table = table(shape)
         self.prefix = EMA if options.weights == "ema" else ""
+        self.buffers = Buffers(options.shard_size)
         self.source = MegatronFolder(step, self.prefix)
+        self.source.buffers = self.buffers
         self.ledger = self._ledger()
         self.dtypes = self._dtypes()
         self.plan: Plan = plan_files(
@@ -135,27 +145,26 @@ class _Export:
 
     def run(self, folder: Path) -> None:
         """Everything between an empty folder and one to publish."""
-        digests = self._write_tensors(folder)
-        self.source.finish()
-        self._write_companions(folder)
-        written = HfFolder(folder)
-        verify.check_names(written, self.entries)
-        with self._progress("compare") as progress:
-            verify.check_equal(
-                ahead(
-                    self.entries,
-                    lambda entry: (
-                        self._read(entry, check=False),
-                        [written.read(tensor.name) for tensor in entry.tensors],
-                    ),
-                    self._bytes,
-                    self.options.shard_size,
-                ),
-                self.options.dtype,
-                progress,
-            )
+        with own_threads():
+            digests = self._write_tensors(folder)
+            self.source.finish()
+            self._write_companions(folder)
+            self._check(HfFolder(folder))
         fingerprint = self._compare_logits(folder) if self.options.logits else None
         self._write_manifest(folder, digests, fingerprint)
+
+    def _check(self, written: HfFolder) -> None:
+        """Both sides from the disk again, tensor by tensor."""
+        written.buffers = self.buffers
+        verify.check_names(written, self.entries)
+        with self._progress("compare") as progress, ThreadPoolExecutor(1) as other:
+            pairs = ahead(self.entries, partial(self._pair, written, other), self._bytes, self.options.shard_size)
+            verify.check_equal(pairs, self.options.dtype, progress, self.buffers.empty)
+
+    def _pair(self, written: HfFolder, other: ThreadPoolExecutor, entry: Entry) -> tuple[Tensor, list[Tensor]]:
+        ours = other.submit(self._read, entry, check=False)
+        parts = [written.read(tensor.name) for tensor in entry.tensors]
+        return ours.result(), parts
 
     def _write_tensors(self, folder: Path) -> dict[str, str]:
         writer = HfWriter(folder, self.plan)
@@ -186,8 +195,9 @@ class _Export:
     def _split_one(self, entry: Entry) -> list[Tensor]:
         tensor = self._read(entry)
         check_numbers(tensor, entry.name, str(self.step))
-        parts = entry.rule.split(tensor)
-        return [part.to(self.options.dtype) if self.options.dtype else part for part in parts]
+        new, dtype = self.buffers.empty, self.options.dtype
+        parts = entry.rule.split(tensor, new)
+        return [new(part.shape, dtype).copy_(part) if dtype else part for part in parts]
 
     def _bytes(self, entry: Entry) -> int:
         """Bytes of an entry's two sides, which exist together for a moment."""
@@ -216,6 +226,7 @@ class _Export:
         generation.to_json_file(folder / "generation_config.json")
         write_hf_tokenizer(self.tokenizer, folder, self.cfg.model.context_max)
         self.cfg.save(folder / RUN_CONFIG)
+        source_files.carry(self.step.absolute().parent.parent, folder, self.source.manifest.step)
         for path in code_files():
             shutil.copyfile(path, folder / path.name)
 
@@ -255,7 +266,7 @@ class _Export:
             tokenizer_digest=self.tokenizer.digest,
             versions=hf_manifest.versions(),
             tensors=tensors,
-            files={path.name: verify.file_record(path) for path in sorted(folder.iterdir()) if path.name != ".lock"},
+            files=verify.records(folder),
             fingerprint=fingerprint,
         ).write(folder)
 

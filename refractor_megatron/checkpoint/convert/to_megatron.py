@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,16 +24,18 @@ from ...errors import CheckpointError
 from ...tokenizer import Tokenizer
 from ...tokenizer.hf_files import OWN_FILE, read_hf_tokenizer
 from .. import manifest as manifests
-from . import probe, verify
+from . import probe, source_files, verify
+from .agreement import check_agreement
+from .buffers import Buffers
 from .foreign import tokenizer_of
 from .hf_folder import HfFolder
 from .ledger import Ledger
 from .mapping import Entry, HfTensor, Table, global_shapes
 from .megatron_folder import EMA, MegatronFolder
-from .megatron_writer import write_checkpoint
+from .megatron_writer import Records, write_checkpoint
 from .publish import staged
 from .shape import Shape
-from .streaming import ahead
+from .streaming import ahead, own_threads
 from .tensors import check_numbers, dtype_name
 from .to_hf import RUN_CONFIG
 from .verify import Log
@@ -74,6 +77,7 @@ class Importer:
     def __init__(self, source: Path, options: ImportOptions, log: Log) -> None:
         self.options, self.log = options, log
         self.open(source)
+        self.buffers = self.hf.buffers = Buffers(options.shard_size)
         self.ema = self.cfg.train.ema.enabled
         self.dtypes = self._dtypes()
         self.ledger = self._ledger()
@@ -89,6 +93,7 @@ class Importer:
         verify.check_tokenizer(source, self.config, self.hf.manifest)
         if self.hf.manifest is not None:
             verify.check_files(self.hf, self.hf.manifest, headers=False)
+        check_agreement(source, self.config, self.hf.manifest)
         self.cfg = run_config_of(source, self.config)
         assert Shape.of_run(self.cfg) == shape, "the two configurations describe different weights"
         self.shape = shape
@@ -134,10 +139,11 @@ class Importer:
             self.tokenizer.save(folder / "tokenizer.json")
         source = self.hf.manifest.source if self.hf.manifest is not None else {}
         number = int(source.get("step", 0))
+        source_files.carry(self.hf.folder, folder, number)
         step = manifests.folder_of(folder / "checkpoints", number)
         step.mkdir(parents=True)
-        with self._progress("convert") as progress, contextlib.closing(self._joined()) as joined:
-            write_checkpoint(
+        with own_threads(), self._progress("convert") as progress, contextlib.closing(self._joined()) as joined:
+            records = write_checkpoint(
                 step,
                 self.shape,
                 self.entries,
@@ -148,8 +154,9 @@ class Importer:
                 shard_size=self.options.shard_size,
             )
         self.ledger.close()
-        self._write_manifest(step, number, source)
-        self._check(step)
+        self._write_manifest(step, number, source, records)
+        with own_threads():
+            self._check(step)
         if self.options.logits:
             self.compare_logits(step)
 
@@ -161,7 +168,7 @@ class Importer:
         parts = [self._part(tensor) for tensor in entry.tensors]
         for target, part in zip(entry.tensors, parts, strict=True):
             check_numbers(part, target.name, str(self.hf.folder))
-        return entry.rule.join(parts)
+        return entry.rule.join(parts, self.buffers.empty)
 
     def _bytes(self, entry: Entry) -> int:
         """Bytes of an entry's two sides, which exist together for a moment."""
@@ -183,9 +190,12 @@ class Importer:
         owner = next(entry for entry in self.entries if tensor in entry.tensors)
         return torch.zeros(tensor.shape, dtype=self.dtypes[owner.key])
 
-    def _write_manifest(self, step: Path, number: int, source: dict[str, Any]) -> None:
-        """The source's identity where the HF folder has kept it, so that the run it came from takes it back."""
-        record = {path.name: manifests.file_record(path) for path in sorted(step.iterdir())}
+    def _write_manifest(self, step: Path, number: int, source: dict[str, Any], records: Records) -> None:
+        """The source's identity where the HF folder has kept it, so that the run it came from takes it back.
+
+        ``records``: of files that were hashed while they were written.
+        """
+        files = {path.name: records.get(path.name) or manifests.file_record(path) for path in sorted(step.iterdir())}
         manifests.write(
             step,
             manifests.Manifest(
@@ -198,7 +208,7 @@ class Importer:
                 package_version=__version__,
                 megatron_version=MEGATRON_VERSION,
                 grid={"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1},
-                files=record,
+                files=files,
             ),
         )
 
@@ -207,19 +217,21 @@ class Importer:
         shapes = global_shapes(self.entries)
         folders = [MegatronFolder(step, prefix) for prefix in (("", EMA) if self.ema else ("",))]
         for written in folders:
+            written.buffers = self.buffers
             ledger = Ledger(str(step), {}, {})
             ledger.check_found({key: t.shape for key, t in written.weights().items()}, shapes)
             written.leave(ledger, set(shapes))
             written.verify()
-            pairs = ahead(self.entries, partial(self._pair, written), self._bytes, self.options.shard_size)
-            with self._progress("compare") as progress:
-                verify.check_equal(pairs, None, progress)
+            with self._progress("compare") as progress, ThreadPoolExecutor(1) as other:
+                pairs = ahead(self.entries, partial(self._pair, written, other), self._bytes, self.options.shard_size)
+                verify.check_equal(pairs, None, progress, self.buffers.empty)
         for written in folders:
             written.finish()
 
-    def _pair(self, written: MegatronFolder, entry: Entry) -> tuple[Tensor, list[Tensor]]:
-        ours = written.read(entry.key, entry.expert)
-        return ours, [self._part(tensor, check=False) for tensor in entry.tensors]
+    def _pair(self, written: MegatronFolder, other: ThreadPoolExecutor, entry: Entry) -> tuple[Tensor, list[Tensor]]:
+        ours = other.submit(written.read, entry.key, entry.expert)
+        parts = [self._part(tensor, check=False) for tensor in entry.tensors]
+        return ours.result(), parts
 
     def compare_logits(self, step: Path) -> None:
         """The same logits from the source by transformers and from the new checkpoint by Megatron."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import inspect
 import json
 from collections.abc import Callable, Iterable
@@ -16,14 +17,17 @@ from data_pipeline.progress import Progress
 
 from ...errors import CheckpointError, DataError
 from .. import manifest as manifests
-from . import hf_manifest, probe
+from . import hf_manifest, probe, source_files
+from .agreement import check_agreement, check_listed
+from .buffers import New
+from .foreign_config import DTYPE_NAMES
 from .hf_folder import INDEX, PADDING, HfFolder, header_sha256
 from .mapping import Entry, Table, table
 from .probe import Probe
 from .shape import Shape
 
 PROBE = "refractor_probe.safetensors"
-CONFIG = "config.json"
+CONFIG = hf_manifest.CONFIG
 
 Log = Callable[[str], object]
 
@@ -48,6 +52,9 @@ def read_config(folder: Path) -> Any:
         raise CheckpointError(
             f"{path} describes a model of type {kind!r}, and this needs {RefractorConfig.model_type}."
         )
+    dtype = content.get("dtype", content.get("torch_dtype"))
+    if dtype is not None and (not isinstance(dtype, str) or dtype.removeprefix("torch.") not in DTYPE_NAMES):
+        raise CheckpointError(f"{path}: dtype {dtype!r} is unknown; the known ones are {', '.join(DTYPE_NAMES)}.")
     try:
         return RefractorConfig.from_dict(content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -110,30 +117,35 @@ def check_names(hf: HfFolder, entries: Table) -> None:
 
 
 def check_equal(
-    pairs: Iterable[tuple[Entry, tuple[Tensor, list[Tensor]]]], rounded: torch.dtype | None, progress: Progress
+    pairs: Iterable[tuple[Entry, tuple[Tensor, list[Tensor]]]],
+    rounded: torch.dtype | None,
+    progress: Progress,
+    new: New,
 ) -> None:
     """Both sides, read again: every entry is the same numbers, bit for bit.
 
     Args:
         pairs: an entry, its tensor of the Megatron side, its tensors of the other. rounded: type that the HF side was
-            stored in, where that was asked for.
+            stored in, where that was asked for. new: gives memory.
 
     Raises:
         CheckpointError: names the entry that differs.
     """
     for entry, (ours, parts) in pairs:
-        theirs = entry.rule.join(parts)
+        theirs = entry.rule.join(parts, new)
         if rounded is not None:
-            ours = ours.to(rounded)
-        if ours.dtype != theirs.dtype or not torch.equal(_bits(ours), _bits(theirs)):
+            ours = new(ours.shape, rounded).copy_(ours)
+        if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape) or not _same_bits(ours, theirs):
             names = ", ".join(tensor.name for tensor in entry.tensors)
             raise CheckpointError(f"tensor {names} is not what {entry.name} holds: it was not converted faithfully.")
         progress.advance(ours.nbytes / 1e6)
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    """The same bits as integers: a NaN equals itself, and -0 is not 0."""
-    return tensor.contiguous().view({2: torch.int16, 4: torch.int32}[tensor.dtype.itemsize])
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Compared as integers, the widest that fit: a NaN equals itself, and -0 is not 0."""
+    flat = [tensor.contiguous().view(-1) for tensor in (a, b)]
+    wide = all(one.nbytes % 8 == one.data_ptr() % 8 == 0 for one in flat)
+    return torch.equal(*(one.view(torch.int64 if wide else torch.uint8) for one in flat))
 
 
 def check_parity(megatron: Tensor, hf: Tensor) -> float:
@@ -184,6 +196,9 @@ def verify_folder(folder: Path, log: Log) -> None:
     config = read_config(folder)
     check_names(hf, table_of(folder, config)[1])
     check_files(hf, hf.manifest, headers=False)
+    check_listed(hf, config, hf.manifest)
+    check_agreement(folder, config, hf.manifest)
+    source_files.read(folder, int(hf.manifest.source.get("step", 0)))
     check_tokenizer(folder, config, hf.manifest)
     with Progress("verify", sum(stored.nbytes for stored in hf.tensors.values()) / 1e6, log) as progress:
         for name, stored in hf.tensors.items():
@@ -195,6 +210,8 @@ def verify_folder(folder: Path, log: Log) -> None:
     if expected is None:
         log("logits were not compared at export (--no-logits), so there is no fingerprint")
         return
+    if not is_own_code(folder):
+        log(f"{folder} carries another version's code, as its hashes say: the logits are by this version's")
     difference = probe.check_fingerprint(probe.hf_logits(folder, load_probe(folder)), expected)
     if not difference <= expected["tolerance"]:
         raise CheckpointError(
@@ -202,6 +219,13 @@ def verify_folder(folder: Path, log: Log) -> None:
             "allowed): another version of the model's code or of torch computes another model."
         )
     log(f"logits within {difference:.2e} of the fingerprint ({expected['tolerance']:.1e} allowed)")
+
+
+def is_own_code(folder: Path) -> bool:
+    """Whether the modelling code in ``folder`` is this package's own, byte for byte: that is the code which is run."""
+    from .to_hf import code_files
+
+    return all((folder / path.name).is_file() and filecmp.cmp(path, folder / path.name, False) for path in code_files())
 
 
 def check_files(hf: HfFolder, manifest: hf_manifest.HfManifest, *, headers: bool | None = None) -> None:
@@ -218,6 +242,11 @@ def check_files(hf: HfFolder, manifest: hf_manifest.HfManifest, *, headers: bool
             raise CheckpointError(f"{path} is missing: export the model again.")
         if file_record(path) != expected:
             raise CheckpointError(f"{path} does not match the manifest: it was altered, export the model again.")
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """A record of every file of a folder; ``source_files/`` has a record of its own, which is one of them."""
+    return {p.name: file_record(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != ".lock"}
 
 
 def file_record(path: Path) -> dict[str, Any]:
@@ -240,7 +269,9 @@ def check_tokenizer(folder: Path, config: Any, manifest: hf_manifest.HfManifest 
     if manifest is not None and manifest.tokenizer_digest is None:
         return
     if manifest is None and not (folder / OWN_FILE).exists():
-        raise DataError(f"{folder / OWN_FILE} is missing: a model is no use without its tokenizer.")
+        raise DataError(
+            f"{folder / OWN_FILE} is missing, which save_pretrained does not write: copy it from the exported folder."
+        )
     tokenizer = read_hf_tokenizer(folder)
     other = bool(config.role_token_ids) and config.role_token_ids != tokenizer.role_ids
     if other or tokenizer.vocab_size > config.vocab_size:

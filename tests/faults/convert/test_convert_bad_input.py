@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import safetensors.torch
 import torch
 
 from refractor_megatron.checkpoint import manifest as manifests
-from refractor_megatron.checkpoint.convert import checksums, to_hf
+from refractor_megatron.checkpoint.convert import checksums, hf_manifest, to_hf
 from refractor_megatron.checkpoint.convert.megatron_folder import find_step
 from refractor_megatron.checkpoint.convert.megatron_metadata import read_index
 from refractor_megatron.cli import main
@@ -30,13 +31,21 @@ Damage = Callable[[Path], object]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``run``, as trained; ``back``, the same by way of ``served``, with CRCs of its tensors."""
+    """``run``, as an older version wrote it, without CRCs; ``back``, the same by way of ``served``, with them."""
     root = tmp_path_factory.mktemp("bad")
     make_run(root / "run")
+    without_checksums(find_step(root / "run"))
     served = ["convert", str(root / "run"), "--to", "hf", "--out", str(root / "served"), "--no-logits"]
     assert main([*served, "--shard-size", "500kB"]) == 0
     assert main(["convert", str(root / "served"), "--to", "megatron", "--out", str(root / "back"), "--no-logits"]) == 0
     return root
+
+
+def without_checksums(step: Path) -> None:
+    (step / checksums.FILE).unlink()
+    manifest = manifests.read(step)
+    del manifest.files[checksums.FILE]
+    manifests.write(step, manifest)
 
 
 def refused(
@@ -135,6 +144,9 @@ RUNS: dict[str, tuple[str, Damage, int, tuple[str, ...]]] = {
     "no tokenizer": ("run", lambda run: (run / "tokenizer.json").unlink(), 3, ("tokenizer.json", "data.json")),
     "larger tokenizer": ("run", lambda run: tokenizer_with(1030).save(run / "tokenizer.json"), 2, ("1030", "1024")),
     "tokenizer of another dataset": ("run", other_dataset, 3, ("tokenizer.json", "1024", "900", "restore")),
+    "data.json cut off": ("run", lambda run: (run / "data.json").write_text("{"), 3, ("data.json", "damaged")),
+    "data.json of a list": ("run", lambda run: (run / "data.json").write_text("[1]"), 3, ("data.json", "damaged")),
+    "data.json without folder": ("run", lambda run: (run / "data.json").write_text("{}"), 3, ("data.json", "folder")),
     "CRCs altered": ("back", lambda run: longer(find_step(run) / checksums.FILE), 4, (checksums.FILE, "manifest")),
     "manifest cut off": ("run", lambda run: shorten(find_step(run) / manifests.MANIFEST), 4, ("manifest.json",)),
 }
@@ -148,6 +160,25 @@ def test_a_run(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], n
     arguments = [str(tmp_path / "run"), "--to", "hf", "--out", str(tmp_path / "out" / "deep"), "--no-logits"]
     refused(capsys, tmp_path, arguments, code, needles)
     assert not Path("/tmp/refractor-was-here").exists()
+
+
+def test_what_another_family_does_not_take_is_checked_too(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Averages, optimizer state and objects of a run stay behind, each for a reason that the ledger gives."""
+    arguments = [str(root / "run"), "--to", "mixtral", "--drop-tiers", "--no-logits", "--ledger"]
+    assert main(["convert", *arguments, "--out", str(tmp_path / "whole")]) == 0
+    printed = capsys.readouterr().out
+    for reason, name in {
+        "optimizer state": "optimizer.state.",
+        "weights not asked for": "ema.",
+        "no content": "decoder.",
+    }.items():
+        assert re.search(rf"left behind, {reason}: \d+ \({name}", printed), printed
+    shutil.copytree(root / "back", tmp_path / "back")
+    extra_state(tmp_path / "back")
+    arguments[0] = str(tmp_path / "back")
+    refused(capsys, tmp_path, [*arguments, "--out", str(tmp_path / "out")], 4, ("_extra_state", "refused"))
 
 
 def test_an_exchanged_tensor_without_crcs_is_refused_by_file(
@@ -200,6 +231,34 @@ def rewrite(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tens
     edit_index(stranger(folder), add)
 
 
+def without_rules(folder: Path) -> None:
+    """The old hash stays, and nothing else remembers the rules."""
+    (stranger(folder) / "refractor_run.yaml").unlink()
+    edit(folder, mask_rules=[])
+
+
+def manifest(folder: Path, **changes: Any) -> None:
+    path = folder / "refractor_manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def unlisted(folder: Path, name: str) -> None:
+    """The file goes from the folder and from the manifest."""
+    path = folder / "refractor_manifest.json"
+    content = json.loads(path.read_text())
+    del content["files"][name]
+    path.write_text(json.dumps(content))
+    (folder / name).unlink(missing_ok=True)
+
+
+def own_rules(folder: Path) -> None:
+    """Other rules, with hashes of the file and none of the rules: only the manifest remembers them."""
+    edit(folder, mask_rules=[], rules_hash=None)
+    path = folder / "refractor_manifest.json"
+    files = json.loads(path.read_text())["files"]
+    manifest(folder, files={**files, "config.json": manifests.file_record(folder / "config.json")})
+
+
 def not_finite(tensor: torch.Tensor) -> torch.Tensor:
     tensor[0, 0] = float("nan")
     return tensor
@@ -236,7 +295,17 @@ SERVED: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
     "another width": (lambda f: edit(f, hidden_size=32), 4, ("model.embed_tokens.weight", "[1024, 32]")),
     "no such activation": (lambda f: edit(f, hidden_act="relu"), 4, ("config.json", "relu")),
     "width of a wrong kind": (lambda f: edit(f, num_hidden_layers="two"), 4, ("config.json",)),
-    "other rules than the run": (lambda f: edit(stranger(f), mask_rules=[]), 4, ("mask_rules", "refractor_run.yaml")),
+    "other norms than the run": (
+        lambda f: edit(stranger(f), rms_norm_eps=1e-3), 4, ("rms_norm_eps", "refractor_run.yaml"),
+    ),
+    "other rules than their hash": (without_rules, 4, ("config.json", "who may read whom", "rules_hash")),
+    "rules that are none": (
+        lambda f: edit(stranger(f), mask_rules=[{"name": "x"}]), 4, ("config.json", "rule 'x' field when"),
+    ),
+    "manifest of other rules": (lambda f: manifest(f, rules_hash="1234"), 4, ("who may read whom", "manifest")),
+    "manifest of another router": (
+        lambda f: manifest(f, versions={"router": 9, "retrieval_index": 1}), 4, ("version 9 of the router", "runs 1"),
+    ),
     "unknown dtype": (lambda f: rewrite(f, OUTPUT, lambda t: t.double()), 4, (OUTPUT, "F64")),
     "two dtypes in one tensor": (
         lambda f: rewrite(f, OUTPUT.replace("o_proj", "k_proj"), lambda t: t.bfloat16()), 4, ("k_proj", "bfloat16"),
@@ -270,6 +339,22 @@ VERIFIED: dict[str, tuple[Damage, tuple[str, ...]]] = {
         lambda f: safetensors.torch.save_file(safetensors.torch.load_file(f / FIRST), f / FIRST, {"a": "b"}), (FIRST,),
     ),
     "no manifest": (stranger, ("refractor_manifest.json", "missing")),
+    "other rules": (own_rules, ("who may read whom", "refractor_manifest.json")),
+    "another router": (lambda f: manifest(f, versions={"router": 9}), ("version 9 of the router",)),
+    "no index version": (lambda f: manifest(f, versions={"router": 1}), ("version None of the retrieval_index",)),
+    "newer codec": (
+        lambda f: manifest(f, versions={**hf_manifest.versions(), "codec_norm": 99}), ("version 99 of the codec_norm",),
+    ),
+    "unknown part": (
+        lambda f: manifest(f, versions={**hf_manifest.versions(), "drive": 1}), ("version 1 of the drive", "none"),
+    ),
+    "module beside": (lambda f: (f / "evil.py").write_text("1"), ("evil.py", "not in the manifest")),
+    "pickle beside": (lambda f: (f / "pytorch_model.bin").write_text("1"), ("pytorch_model.bin", "not in the")),
+    "adapter beside": (lambda f: (f / "adapter_config.json").write_text("{}"), ("adapter_config.json", "not in the")),
+    "folder beside": (lambda f: (f / "utils").mkdir(), ("utils", "not in the manifest")),
+    "no files listed": (lambda f: manifest(f, files={}), ("does not list", "config.json")),
+    "code not listed": (lambda f: unlisted(f, "modeling_refractor.py"), ("modeling_refractor.py",)),
+    "import not listed": (lambda f: unlisted(f, "masking_refractor.py"), ("masking_refractor.py",)),
 }  # fmt: skip
 
 
@@ -277,6 +362,7 @@ VERIFIED: dict[str, tuple[Damage, tuple[str, ...]]] = {
 def test_verify(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     damage, needles = VERIFIED[name]
     shutil.copytree(root / "served", tmp_path / "served")
+    (tmp_path / "served" / ".gitattributes").write_text("hidden files are nobody's business")
     assert main(["convert", "verify", str(tmp_path / "served")]) == 0
     damage(tmp_path / "served")
     refused(capsys, tmp_path, ["verify", str(tmp_path / "served")], 4, needles)

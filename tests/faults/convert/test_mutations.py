@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from refractor_megatron.checkpoint import manifest as manifests
-from refractor_megatron.checkpoint.convert import checksums, to_hf, to_megatron
+from refractor_megatron.checkpoint.convert import to_hf, to_megatron
 from refractor_megatron.checkpoint.convert.mapping import Entry
 from refractor_megatron.checkpoint.convert.megatron_folder import find_step
 from refractor_megatron.checkpoint.convert.to_hf import ExportOptions, export
@@ -41,15 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose checkpoint has ``tensors.json``, as the store writes it."""
     run = tmp_path_factory.mktemp("mutations") / "run"
     make_run(run, "model.vocab_size=515", "model.d_model=32", "model.rope.dim=32", "model.ffn.hidden=32")
-    with_checksums(find_step(run))
     return run
-
-
-def with_checksums(step: Path) -> None:
-    checksums.write(step)
-    fields = dict(vars(manifests.read(step)))
-    fields["files"] = {p.name: manifests.file_record(p) for p in step.iterdir() if p.name != manifests.MANIFEST}
-    manifests.write(step, manifests.Manifest(**fields))
 
 
 @pytest.fixture(scope="module")

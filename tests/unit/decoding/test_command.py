@@ -198,7 +198,8 @@ def manifest(folder: Path, **changes: Any) -> None:
     """A manifest that fits the folder, but for the changes."""
     config, tokenizer = json.loads((folder / "config.json").read_text()), read_hf_tokenizer(folder)
     fields: dict[str, Any] = {
-        "weights": "raw", "source": {}, "package_version": "0", "megatron_version": "0", "tensors": {}, "files": {},
+        "weights": "raw", "source": {"step": 0}, "package_version": "0", "megatron_version": "0", "tensors": {},
+        "files": {},
         "rules_hash": config["rules_hash"], "tokenizer_digest": tokenizer.digest, "versions": versions(),
         "fingerprint": None,
     }  # fmt: skip

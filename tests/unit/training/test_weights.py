@@ -49,9 +49,30 @@ def test_what_is_written_down(root: Path, tmp_path: Path) -> None:
     assert record["checkpoint"] == str(root / "source" / "checkpoints" / "step_00000005")
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert "step_00000005 (step 5" in environment["first_weights"]
-    prepare(root, tmp_path / "run")  # nothing has been trained: the command alone decides
-    assert not (tmp_path / "run" / "weights.json").exists()
-    assert json.loads((tmp_path / "run" / "environment.json").read_text())["first_weights"] == "random"
+    prepare(root, tmp_path / "run", "--weights", str(root / "source" / "checkpoints" / "step_00000003"))
+    assert json.loads((tmp_path / "run" / "weights.json").read_text())["step"] == 3, "nothing has been trained yet"
+
+
+def test_a_run_stopped_before_its_first_checkpoint_keeps_its_start(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(root / "source", tmp_path / "source")
+    prepare(root, tmp_path / "run", "--weights", str(tmp_path / "source"))
+    record = (tmp_path / "run" / "weights.json").read_text()
+    capsys.readouterr()
+    prepare(root, tmp_path / "run")
+    assert "step_00000005, as --weights said before" in capsys.readouterr().err
+    assert (tmp_path / "run" / "weights.json").read_text() == record
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert "step_00000005 (step 5" in environment["first_weights"]
+    manifest = tmp_path / "source" / "checkpoints" / "step_00000005" / "manifest.json"
+    manifest.write_text(manifest.read_text() + " ")
+    prepare(root, tmp_path / "run", code=4)
+    assert "another now: give --weights again" in last_line(capsys)
+    shutil.rmtree(tmp_path / "source")
+    prepare(root, tmp_path / "run", code=4)
+    assert "is gone: give --weights again" in last_line(capsys)
+    assert (tmp_path / "run" / "weights.json").read_text() == record
 
 
 def test_the_text_is_encoded_by_the_tokenizer_that_the_weights_know(root: Path, tmp_path: Path) -> None:
@@ -146,3 +167,15 @@ def test_a_saved_configuration_brings_its_preset(root: Path, tmp_path: Path) -> 
     assert main([*command, "--out", str(tmp_path / "run"), "--prepare-only"]) == 0
     header = (tmp_path / "run" / "config.yaml").read_text()
     assert "preset: nano" in header
+
+
+def test_other_shapes_are_all_named_before_data_is_built(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As overrides that can be pasted; with them the run is prepared."""
+    wrong = ["model.n_layers=3", "model.d_model=32", "model.rope.dim=32", "model.ffn.hidden=64"]
+    prepare(root, tmp_path / "run", "--weights", str(root / "source"), *wrong, code=2)
+    message = last_line(capsys)
+    right = "model.d_model=64 model.n_layers=2 model.ffn.hidden=128 model.rope.dim=64"
+    assert f"add {right} to the command" in message and not (tmp_path / "run" / "data.json").exists()
+    prepare(root, tmp_path / "run", "--weights", str(root / "source"), *wrong, *right.split())

@@ -59,7 +59,9 @@ def test_tiers_are_dropped_by_request_only_and_by_name(
     assert {name.rpartition("attn.")[2].removeprefix("model.") for name in dropped if "gate.feat" not in name} == kinds
     assert all(f"{name}: dropped by request" in printed.out for name in dropped) and len(dropped) == 1 + 2 * 5
     for part in ("summaries", "gated", "mask rules safety_restricted, tool_scope"):
-        assert part in printed.err
+        assert part in printed.out
+    assert "warning:" in printed.err and "computes something else" in printed.err
+    assert not any(name in printed.out for name in found), "what was kept is for --ledger"
     assert transformers.AutoConfig.from_pretrained(out).sliding_window == 32, "what Mixtral can express stays"
     assert isinstance(transformers.AutoModelForCausalLM.from_pretrained(out), transformers.MixtralForCausalLM)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from refractor_megatron.checkpoint.convert.probe import (
     probe_length,
 )
 from refractor_megatron.checkpoint.convert.shape import Shape
-from refractor_megatron.checkpoint.convert.verify import check_parity, load_probe, save_probe
+from refractor_megatron.checkpoint.convert.to_hf import code_files
+from refractor_megatron.checkpoint.convert.verify import check_parity, is_own_code, load_probe, save_probe
 from refractor_megatron.errors import CheckpointError
 from refractor_megatron.hf.from_run import hf_config
 from refractor_megatron.hf.modeling_refractor import RefractorForCausalLM
@@ -70,6 +72,17 @@ def test_length_is_bounded() -> None:
     assert probe_length(config) == 4096
 
 
+def test_whose_code_a_folder_carries(tmp_path: Path) -> None:
+    assert not is_own_code(tmp_path)
+    for path in code_files():
+        shutil.copyfile(path, tmp_path / path.name)
+    assert is_own_code(tmp_path)
+    changed = bytearray((tmp_path / "masking_refractor.py").read_bytes())
+    changed[5] ^= 1
+    (tmp_path / "masking_refractor.py").write_bytes(changed)
+    assert not is_own_code(tmp_path), "of the same size, and yet another"
+
+
 def test_fingerprint_and_parity() -> None:
     logits = torch.randn(64, 100, generator=torch.Generator().manual_seed(0))
     stored = fingerprint(logits, 0.0)
@@ -77,6 +90,9 @@ def test_fingerprint_and_parity() -> None:
     changed = logits.clone()
     changed[stored["positions"][3], stored["tokens"][2]] += 1.0
     assert check_fingerprint(changed, stored) > stored["tolerance"]
+    for fewer in (logits[:-1], logits[:, :-1]):
+        with pytest.raises(CheckpointError, match="outside of its probe's"):
+            check_fingerprint(fewer, stored)
     assert check_parity(logits, logits + 1e-6) < 2e-6
     for wrong in (logits + 1e-3, torch.full_like(logits, float("nan"))):
         with pytest.raises(CheckpointError, match="differ"):
