@@ -1,6 +1,6 @@
 """Speed and memory of ``refractor convert`` beside a plain copy of the same bytes, on the same disk, in turns.
 
-python tools/convert_bench.py --folder /tmp/bench --gigabytes 1.5 --rounds 5 --out convert.json
+python tools/convert_bench.py --folder /tmp/bench --gigabytes 1.5 --rounds 5 --out outbox/benchmarks/convert.md
 
 Made-up weights of a mixture-of-experts model; logits are not compared here. Copy and conversion end with everything on
 the disk (fsync). "convert" counts from the first read to the rename, all checks of bytes included; importing torch and
@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True, help="scratch folder on the disk to measure")
     parser.add_argument("--gigabytes", type=float, default=1.5, help="size of the weights (default: 1.5)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="JSON of the result")
+    parser.add_argument("--out", type=Path, help="the record, Markdown; JSON stands beside it")
     parser.add_argument("--one", choices=("hf", "megatron"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -44,8 +44,48 @@ def main() -> int:
         shutil.rmtree(args.folder)
     print(json.dumps(result, indent=1))
     if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        data = args.out.with_suffix(".json")
+        data.write_text(json.dumps(result, indent=1) + "\n")
+        args.out.write_text(markdown(result, data.name))
     return 0
+
+
+def markdown(result: dict[str, Any], data: str) -> str:
+    """The record."""
+    from refractor_megatron.evaluation.evidence import record, table
+
+    names = {"copy": "plain copy", "hf": "Megatron to HF", "megatron": "HF to Megatron"}
+    speeds, memory = result["mb_per_s"], result["memory_mb"]
+    copied = speeds["copy"]["median"]
+    rows = [
+        [
+            name,
+            f"{speeds[key]['median']:.0f}",
+            f"{min(speeds[key]['all']):.0f} – {speeds[key]['best']:.0f}",
+            f"{speeds[key]['median'] / copied:.0%}",
+            f"{memory[key]['cpu_seconds']:.1f} s" if key in memory else "-",
+            f"{memory[key]['peak'] - memory[key]['base']:.0f} MB" if key in memory else "-",
+        ]
+        for key, name in names.items()
+    ]
+    target = min(500.0, 0.7 * copied)
+    verdicts = [
+        f"- {'holds' if speeds[key]['median'] >= target else 'falls short'}: {names[key]} at 500 MB/s or 70 % of the copy, "
+        f"whichever is lower ({target:.0f} MB/s)"
+        for key in ("hf", "megatron")
+    ]
+    text = (
+        f"{result['weights_mb']:.0f} MB of fp32 weights of a mixture-of-experts model, shards of {result['shard_mb']:.0f} "
+        "MB, without the comparison of logits. Everything is on the disk at the end (fsync). A conversion counts from the "
+        "first read to the rename: hashes of source and target, and both sides read again and compared bit for bit. "
+        f"Copy, export and import take turns, {len(speeds['copy']['all'])} rounds, medians. Peak: above what the imports "
+        f"hold. Load of the machine at the end: {result['load_average']:.1f}.\n\n"
+    )
+    head = ["", "MB/s", "slowest – fastest", "of the copy", "processor time", "peak memory"]
+    body = text + table(head, rows) + "\n" + "\n".join(verdicts)
+    return record(
+        "Conversion beside a plain copy", result["commit"], result["machine"], [result["command"]], [data], body
+    )
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -63,7 +103,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             memory[target] = one
         for name in ("served", "back"):
             shutil.rmtree(args.folder / name)
+    from refractor_megatron.evaluation.evidence import commit, processor
+
     return {
+        "commit": commit(),
+        "machine": processor(),
+        "command": f"python tools/convert_bench.py --folder FOLDER --gigabytes {args.gigabytes:g} --rounds {args.rounds}",
         "weights_mb": size / 1e6,
         "shard_mb": SHARD / 1e6,
         "mb_per_s": {k: {"best": max(v), "median": statistics.median(v), "all": v} for k, v in found.items()},
