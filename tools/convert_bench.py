@@ -70,16 +70,16 @@ def markdown(result: dict[str, Any], data: str) -> str:
     ]
     target = min(500.0, 0.7 * copied)
     verdicts = [
-        f"- {'holds' if speeds[key]['median'] >= target else 'falls short'}: {names[key]} at 500 MB/s or 70 % of the copy, "
-        f"whichever is lower ({target:.0f} MB/s)"
+        f"- {'holds' if speeds[key]['median'] >= target else 'falls short'}: {names[key]} at 500 MB/s or 70 % of the "
+        f"copy, whichever is lower ({target:.0f} MB/s)"
         for key in ("hf", "megatron")
     ]
     text = (
-        f"{result['weights_mb']:.0f} MB of fp32 weights of a mixture-of-experts model, shards of {result['shard_mb']:.0f} "
-        "MB, without the comparison of logits. Everything is on the disk at the end (fsync). A conversion counts from the "
-        "first read to the rename: hashes of source and target, and both sides read again and compared bit for bit. "
-        f"Copy, export and import take turns, {len(speeds['copy']['all'])} rounds, medians. Peak: above what the imports "
-        f"hold. Load of the machine at the end: {result['load_average']:.1f}.\n\n"
+        f"{result['weights_mb']:.0f} MB of fp32 weights of a mixture-of-experts model, shards of "
+        f"{result['shard_mb']:.0f} MB, without the comparison of logits. Everything is on the disk at the end (fsync). A "
+        "conversion counts from the first read to the rename: hashes of source and target, and both sides read again "
+        f"and compared bit for bit. Copy, export and import take turns, {len(speeds['copy']['all'])} rounds, medians. "
+        f"Peak: above what the imports hold. Load of the machine at the end: {result['load_average']:.1f}.\n\n"
     )
     head = ["", "MB/s", "slowest – fastest", "of the copy", "processor time", "peak memory"]
     body = text + table(head, rows) + "\n" + "\n".join(verdicts)
@@ -108,7 +108,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "commit": commit(),
         "machine": processor(),
-        "command": f"python tools/convert_bench.py --folder FOLDER --gigabytes {args.gigabytes:g} --rounds {args.rounds}",
+        "command": "python tools/convert_bench.py --folder FOLDER "
+        f"--gigabytes {args.gigabytes:g} --rounds {args.rounds} --out outbox/benchmarks/convert.md",
         "weights_mb": size / 1e6,
         "shard_mb": SHARD / 1e6,
         "mb_per_s": {k: {"best": max(v), "median": statistics.median(v), "all": v} for k, v in found.items()},
