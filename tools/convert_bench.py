@@ -76,8 +76,8 @@ def markdown(result: dict[str, Any], data: str) -> str:
     ]
     text = (
         f"{result['weights_mb']:.0f} MB of fp32 weights of a mixture-of-experts model, shards of "
-        f"{result['shard_mb']:.0f} MB, without the comparison of logits. Everything is on the disk at the end (fsync). A "
-        "conversion counts from the first read to the rename: hashes of source and target, and both sides read again "
+        f"{result['shard_mb']:.0f} MB, without the comparison of logits. Everything is on the disk at the end (fsync). "
+        "A conversion counts from the first read to the rename: hashes of source and target, and both sides read again "
         f"and compared bit for bit. Copy, export and import take turns, {len(speeds['copy']['all'])} rounds, medians. "
         f"Peak: above what the imports hold. Load of the machine at the end: {result['load_average']:.1f}.\n\n"
     )
