@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import astuple
 from datetime import timedelta
 from typing import Any
 
@@ -276,6 +277,12 @@ def _positions(tokens: Tensor) -> Tensor:
 
 
 def _initialise_groups(grid: Grid) -> None:
+    """Megatron's groups for ``grid``; those of an earlier engine on the same grid serve again.
+
+    torch never drops a group that is only forgotten, and each of gloo's has threads that wake up all the time.
+    """
+    if parallel_state.model_parallel_is_initialized() and _present_grid() == (*astuple(grid), grid.etp):
+        return
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=grid.tp,
@@ -283,6 +290,17 @@ def _initialise_groups(grid: Grid) -> None:
         context_parallel_size=grid.cp,
         expert_model_parallel_size=grid.ep,
         expert_tensor_parallel_size=grid.etp,
+    )
+
+
+def _present_grid() -> tuple[int, ...]:
+    """Sizes of the groups that exist: the fields of ``Grid``, then tensor parallelism inside experts."""
+    return (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_expert_model_parallel_world_size(),
+        parallel_state.get_context_parallel_world_size(),
+        parallel_state.get_expert_tensor_parallel_world_size(),
     )
 
 
