@@ -42,6 +42,8 @@ LIBRARIES = (
     "pyarrow",
     "zstandard",
     "selectolax",
+    "safetensors",
+    "transformers",
 )
 
 
