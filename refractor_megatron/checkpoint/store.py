@@ -6,7 +6,6 @@ renames the folder. A kill at any moment leaves either the old checkpoints alone
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..compat.megatron import dist_checkpointing, get_default_load_sharded_strat
 from ..errors import CheckpointError, OutputError
 from . import manifest as manifests
 from .convert import checksums
+from .convert.publish import is_disk_full
 from .manifest import Manifest
 
 
@@ -48,7 +48,7 @@ class Store:
         try:
             dist_checkpointing.save(state, str(temporary), get_default_save_sharded_strategy("torch_dist"))
         except Exception as error:
-            if _is_disk_full(error):
+            if is_disk_full(error):
                 self._on_main(lambda: shutil.rmtree(temporary, ignore_errors=True))
                 raise _disk_full(temporary, self.root) from None
             raise
@@ -110,7 +110,7 @@ class Store:
             manifests.sync_folder(self.root)
             manifests.prune(self.root, self.keep)
         except OSError as error:
-            if _is_disk_full(error):
+            if is_disk_full(error):
                 raise _disk_full(temporary, self.root) from None
             raise
 
@@ -126,16 +126,6 @@ class Store:
         dist.broadcast_object_list(outcome, src=0)
         if outcome[0] is not None:
             raise outcome[0]
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _disk_full(temporary: Path, root: Path) -> OutputError:
