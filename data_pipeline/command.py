@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refractor_megatron.distinction.roles import ROLES, MaskBit
+from refractor_megatron.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +24,7 @@ _HEAD_TOKENS = 48
 def inspect_command(args: argparse.Namespace) -> int:
     """Verifies every file's sha256, then prints counts, sources, tokens by role and three sample heads."""
     from data_pipeline import manifest as manifests
-    from data_pipeline.build import sources_table
+    from data_pipeline.tables import sources_table
     from refractor_megatron.tokenizer import Tokenizer
 
     manifest = manifests.load(args.folder)
@@ -37,6 +39,20 @@ def inspect_command(args: argparse.Namespace) -> int:
         print(f"  tokens by role: {_by_role(args.folder / split)}")
     print("counts: " + ", ".join(f"{key} {value}" for key, value in manifest["counts"].items()))
     _print_heads(args.folder, manifest["splits"]["train"]["tokens"], tokenizer)
+    return 0
+
+
+def verify_command(args: argparse.Namespace) -> int:
+    """Compares every byte of a folder with its manifest; one line for each file at fault, and exit code 3."""
+    from data_pipeline.receipts.verify import verify_folder
+
+    lines = verify_folder(args.folder, args.root, log=lambda line: print(line, file=sys.stderr))
+    for line in lines:
+        print(line)
+    if lines:
+        raise DataError(f"{args.folder} is damaged; restore it, or delete it and build it again.")
+    root = json.loads((args.folder / "manifest.json").read_bytes()).get("merkle_root", "none: of an older version")
+    print(f"{args.folder}: intact, Merkle root {root}")
     return 0
 
 

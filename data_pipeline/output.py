@@ -57,13 +57,18 @@ def draft_folder(target: Path) -> Iterator[Path]:
     draft.mkdir()
     try:
         yield draft
-        for path in [*draft.iterdir(), draft]:
-            _fsync(path)
+        fsync_tree(draft)
         draft.rename(target)
         _fsync(target.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def fsync_tree(folder: Path) -> None:
+    """Waits until every file and folder under ``folder``, and itself, is on disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _fsync(path)
 
 
 def _fsync(path: Path) -> None:

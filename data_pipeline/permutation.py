@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 _MASK64 = (1 << 64) - 1
@@ -31,6 +32,12 @@ class Permutation:
         for key in self._keys:
             left, right = right, left ^ (_mix(right ^ key) & self._mask)
         return left << self._half | right
+
+
+@functools.lru_cache(maxsize=1024)
+def permutation(n: int, key: bytes) -> Permutation:
+    """``Permutation(n, key)``, kept: neighbouring samples ask for the same few."""
+    return Permutation(n, key)
 
 
 def _mix(x: int) -> int:

@@ -1,33 +1,33 @@
-"""Which documents a dataset holds: no duplicates, no blanks, a fair share of each source under the cap, two splits.
+"""Which documents a dataset holds: a fair share of each source under the cap, two splits.
 
-Every choice depends on content hashes and the seed, never on the order in which files were met.
+Every choice depends on content hashes and the seed, never on the order in which files were met. It is made from the
+documents' sizes alone; no text is in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections import Counter
-from dataclasses import dataclass, field
 
-from data_pipeline.documents import Document, cut_text, plain
-from refractor_megatron.errors import DataError
+import numpy as np
+import numpy.typing as npt
 
-#: A single document is cut into this many parts, so that some can be held out.
-_PARTS_OF_ONE = 20
+Rows = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """A document with the index of its source and its place in the seeded hash order."""
+def ranks(keys: npt.NDArray[np.uint8], seed: int, purpose: bytes = b"order") -> npt.NDArray[np.uint64]:
+    """Place of each document in a seeded hash order, uint64 [n], from its content hash, uint8 [n, 16].
 
-    rank: bytes
-    source: int
-    document: Document
+    Two of 10^8 documents have equal ranks in one of 4000 builds; ties are broken by the content hash.
+    """
+    secret = seed.to_bytes(8, "little", signed=True)
+    digest = (hashlib.blake2b(key, digest_size=8, key=secret, person=purpose).digest() for key in map(bytes, keys))
+    return np.frombuffer(b"".join(digest), dtype="<u8").astype(np.uint64)
 
 
-def _seeded(seed: int, purpose: bytes, key: bytes) -> bytes:
-    return hashlib.blake2b(key, digest_size=16, key=seed.to_bytes(8, "little", signed=True), person=purpose).digest()
+def in_order(keys: npt.NDArray[np.uint8], seed: int) -> Rows:
+    """Row numbers int64 [n] in the seeded hash order of their content; equal content stays in order of row."""
+    high, low = (keys.view("<u8")[:, half] for half in (0, 1)) if len(keys) else (np.empty(0), np.empty(0))
+    return np.lexsort((low, high, ranks(keys, seed))).astype(np.int64)
 
 
 def water_level(sizes: list[int], cap: int) -> int:
@@ -41,113 +41,48 @@ def water_level(sizes: list[int], cap: int) -> int:
     return max(sizes, default=0)
 
 
-@dataclass
-class Selector:
-    """Takes documents one by one and keeps what the cap allows.
+def under_cap(order: Rows, sizes: Rows, sources: Rows, cap: int) -> Rows:
+    """Those of ``order`` (rows in hash order) that fit ``cap`` bytes, still in hash order.
 
-    Under the cap everything is kept. Above it, each source keeps the documents that come first in the seeded hash
-    order up to a common level (max-min fair share); then the next document of each source is added, in hash order,
-    where the cap has room. The level only falls while documents come in, so what lies further above it can be let go
-    at once: memory stays near the cap, plus one document a source, however large the corpus.
+    Under the cap everything is kept. Above it, each source keeps the documents that come first in the hash order up to
+    a common level (max-min fair share); then the next document of each source is added, in hash order, where the cap
+    has room.
+
+    Args:
+        order: int64 [m], rows to choose from.
+        sizes, sources: int64 [n], bytes and source of every row.
     """
-
-    cap: int
-    seed: int
-    counts: Counter[str] = field(default_factory=Counter)
-    _kept: list[list[Chosen]] = field(default_factory=list)
-    _offered: list[int] = field(default_factory=list)
-    _seen: set[bytes] = field(default_factory=set)
-    _held: int = 0
-    _trim_above: int = 0
-
-    def add(self, source: int, document: Document) -> None:
-        """Offers one document of source number ``source``."""
-        while len(self._kept) <= source:
-            self._kept.append([])
-            self._offered.append(0)
-        if document.blank:
-            self.counts["blank"] += 1
-            return
-        if document.key in self._seen:
-            self.counts["duplicate"] += 1
-            return
-        self._seen.add(document.key)
-        self.counts["offered"] += 1
-        self._offered[source] += document.size
-        self._kept[source].append(Chosen(_seeded(self.seed, b"order", document.key), source, document))
-        self._held += document.size
-        if self._held > max(2 * self.cap, self._trim_above):
-            self._kept = [below + crossing for below, crossing in self._by_level()]
-            self._held = sum(one.document.size for chosen in self._kept for one in chosen)
-            self._trim_above = 2 * self._held
-
-    @property
-    def read_mb(self) -> float:
-        """Text offered so far, in units of 10^6 bytes."""
-        return sum(self._offered) / 1e6
-
-    def _by_level(self) -> list[tuple[list[Chosen], list[Chosen]]]:
-        """For each source, the documents up to the present level, and the one that crosses it, if any."""
-        level = water_level(self._offered, self.cap)
-        halves = []
-        for kept in self._kept:
-            chosen = sorted(kept, key=lambda one: one.rank)
-            totals = itertools.accumulate(one.document.size for one in chosen)
-            place = next((place for place, total in enumerate(totals) if total > level), len(chosen))
-            halves.append((chosen[:place], chosen[place : place + 1]))
-        return halves
-
-    def finish(self) -> list[Chosen]:
-        """The chosen documents of all sources in the seeded hash order; at least two.
-
-        A lone plain document is cut into parts at line ends. Raises ``DataError`` if nothing usable came in.
-        """
-        halves = self._by_level()
-        chosen = [one for below, _ in halves for one in below]
-        room = self.cap - sum(one.document.size for one in chosen)
-        for one in sorted((one for _, crossing in halves for one in crossing), key=lambda one: one.rank):
-            if one.document.size <= room:
-                chosen.append(one)
-                room -= one.document.size
-        chosen.sort(key=lambda one: one.rank)
-        self.counts["over_cap"] = self.counts["offered"] - len(chosen)
-        if len(chosen) == 1 and not chosen[0].document.framed:
-            chosen = self._cut_single(chosen[0])
-        if len(chosen) < 2:
-            self._refuse(len(chosen))
-        return chosen
-
-    def _cut_single(self, only: Chosen) -> list[Chosen]:
-        limit = max(8, -(-only.document.size // _PARTS_OF_ONE))
-        text, provenance = only.document.parts[0].data, only.document.provenance
-        parts = {part: plain(part, provenance) for part in cut_text(text, limit) if not part.isspace()}
-        self.counts["cut"] += len(parts) - 1
-        chosen = [Chosen(_seeded(self.seed, b"order", part.key), only.source, part) for part in parts.values()]
-        return sorted(chosen, key=lambda one: one.rank)
-
-    def _refuse(self, found: int) -> None:
-        if self.counts["over_cap"]:
-            raise DataError(
-                f"data.max_mb ({self.cap / 1e6:g} MB) leaves {found} usable documents "
-                f"of {self.counts['offered']}; raise it."
-            )
-        raise DataError(
-            f"The corpus has {found} usable documents ({self.counts['blank']} blank and {self.counts['duplicate']} "
-            "duplicate ones were skipped), but training and held-out text need one each; add text."
-        )
+    offered = np.bincount(sources[order], weights=sizes[order].astype(np.float64)).astype(np.int64)
+    level = water_level([int(size) for size in offered if size], cap)
+    place = np.arange(len(order))
+    by_source = np.lexsort((place, sources[order]))
+    mine, size = sources[order][by_source], sizes[order][by_source]
+    total = np.cumsum(size)
+    first = np.flatnonzero(np.diff(mine, prepend=-1))
+    before = np.repeat(total[first] - size[first], np.diff(first, append=len(mine)))
+    over = total - before > level
+    kept = np.zeros(len(order), dtype=np.bool_)
+    kept[by_source[~over]] = True
+    crossing = np.flatnonzero(over & ~np.concatenate(([False], over[:-1] & (mine[1:] == mine[:-1]))))
+    room = cap - int(size[~over].sum())
+    for one in sorted(by_source[crossing].tolist()):
+        if sizes[order[one]] <= room:
+            kept[one] = True
+            room -= int(sizes[order[one]])
+    return order[kept]
 
 
-def split_heldout(chosen: list[Chosen], fraction: float, seed: int) -> tuple[list[Chosen], list[Chosen]]:
-    """``(train, heldout)``, both non-empty and in the given order; a document's side depends on its hash and ``seed``.
+def split_heldout(rows: Rows, keys: npt.NDArray[np.uint8], fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """``(train, heldout)`` of ``rows``, both non-empty and in the given order; at least two rows are needed.
 
-    If the fraction leaves one side empty, the document nearest to the boundary changes sides.
+    A document's side depends on its hash and ``seed``. If the fraction leaves one side empty, the document nearest to
+    the boundary changes sides.
     """
-    draw = {
-        one.rank: int.from_bytes(_seeded(seed, b"heldout", one.document.key)[:8], "little") / 2**64 for one in chosen
-    }
-    heldout = {rank for rank, value in draw.items() if value < fraction}
-    if not heldout:
-        heldout = {min(draw, key=lambda rank: draw[rank])}
-    elif len(heldout) == len(draw):
-        heldout.remove(max(draw, key=lambda rank: draw[rank]))
-    return [c for c in chosen if c.rank not in heldout], [c for c in chosen if c.rank in heldout]
+    assert len(rows) >= 2
+    draw = ranks(keys[rows], seed, b"heldout") / 2.0**64
+    heldout = draw < fraction
+    if not heldout.any():
+        heldout[np.argmin(draw)] = True
+    elif heldout.all():
+        heldout[np.argmax(draw)] = False
+    return rows[~heldout], rows[heldout]

@@ -1,4 +1,4 @@
-"""Training samples: a pure function of (dataset content, seed, stage, global sample index).
+"""Samples of a dataset without stages: a pure function of (dataset content, seed, stage, global sample index).
 
 A sample is a window of ``seq_len + 1`` consecutive tokens over the concatenated documents, with stride ``seq_len`` so
 that every token but the first is predicted exactly once an epoch. Each epoch visits every window once, in the order of
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +17,15 @@ import numpy.typing as npt
 from data_pipeline import manifest as manifests
 from data_pipeline.pack.indexed import Indexed, read_indexed
 from data_pipeline.pack.records import Records, read_records
-from data_pipeline.permutation import Permutation
+from data_pipeline.permutation import permutation
+from data_pipeline.samples import Sample, Stretch, token_records
 from refractor_megatron.errors import DataError
 from refractor_megatron.tokenizer import Tokenizer
 
-#: Curriculum stage; there is one so far, and it is part of the key so that stages will not share orders.
+__all__ = ["Sample", "SampleStream"]
+
+#: Part of the key, so that no stage of ``packed_stream``, whose number is its length, has the order of the windows.
 STAGE = 0
-
-
-@dataclass(frozen=True)
-class Sample:
-    """``tokens`` int64 [seq_len + 1]; ``records`` int32 [seq_len + 1, 4] = (document, segment, role, mask_bits).
-
-    Document and segment are numbered from 0 within the sample; a new document also begins a new segment.
-    ``documents`` int32 [seq_len + 1] numbers the documents of the whole dataset: training first, then held-out.
-    """
-
-    tokens: npt.NDArray[np.int64]
-    records: npt.NDArray[np.int32]
-    documents: npt.NDArray[np.int32]
 
 
 class SampleStream:
@@ -99,7 +88,7 @@ class SampleStream:
     def sample(self, index: int) -> Sample:
         """The sample of global index ``index`` >= 0, in the permuted order of its epoch."""
         epoch, place = divmod(index, self.samples_per_epoch)
-        return self.window(_permutation(self.samples_per_epoch, self._key(epoch))(place))
+        return self.window(permutation(self.samples_per_epoch, self._key(epoch))(place))
 
     def _key(self, epoch: int) -> bytes:
         return f"{self.digest} {self.split} {self.seed} {STAGE} {epoch}".encode()
@@ -127,31 +116,5 @@ class SampleStream:
         return Sample(self._data.tokens[low:high].astype(np.int64), *self._records_of(low, high))
 
     def _records_of(self, low: int, high: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Records int32 [high - low, 4] and documents int32 [high - low] of the tokens ``low..high-1``."""
-        spans = _overlapping(self._records.starts, low, high)
-        columns = np.asarray(self._records.spans[spans.start : spans.stop, 1:])
-        document = np.searchsorted(self._records.first, np.arange(spans.start, spans.stop), side="right")
-        fresh = (np.diff(document) != 0) | (np.diff(columns[:, 0]) != 0)
-        rows = np.empty((len(columns), 4), dtype=np.int32)
-        rows[:, 0] = np.cumsum(np.diff(document, prepend=document[0]) != 0)
-        rows[:, 1] = np.concatenate(([0], np.cumsum(fresh)))
-        rows[:, 2:] = columns[:, 1:]
-        lengths = _lengths(self._records.starts, spans, low, high)
         before = 0 if self.split == "train" else self.manifest["splits"]["train"]["documents"]
-        return np.repeat(rows, lengths, axis=0), np.repeat((document - 1 + before).astype(np.int32), lengths)
-
-
-@functools.lru_cache(maxsize=64)
-def _permutation(n: int, key: bytes) -> Permutation:
-    return Permutation(n, key)
-
-
-def _overlapping(starts: npt.NDArray[np.int64], low: int, high: int) -> range:
-    """Numbers of the intervals [starts[i], starts[i + 1]) that meet [low, high)."""
-    first = int(np.searchsorted(starts, low, side="right")) - 1
-    return range(first, int(np.searchsorted(starts, high, side="left")))
-
-
-def _lengths(starts: npt.NDArray[np.int64], spans: range, low: int, high: int) -> npt.NDArray[np.int64]:
-    edges = np.clip(starts[spans.start : spans.stop + 1], low, high)
-    return np.diff(edges)
+        return token_records([Stretch(self._records, low, high, before)])

@@ -93,19 +93,15 @@ def train(args: argparse.Namespace) -> int:
             return 5
     from data_pipeline.build import build
     from refractor_megatron.config import compose
+    from refractor_megatron.training.data_options import options_of
 
     with tempfile.TemporaryDirectory() as scratch:
         data = {}
         for preset in {args.preset, args.speed_preset}:
-            cfg = compose([f"experiment={preset}"])
             data[preset] = build(
                 args.corpus,
                 Path(scratch) / preset,
-                name="check",
-                vocab_size=cfg.model.vocab_size,
-                max_mb=args.max_mb,
-                heldout_fraction=cfg.data.heldout_fraction,
-                seed=0,
+                options_of(compose([f"experiment={preset}", f"data.max_mb={args.max_mb}", "data.seed=0"]), "check"),
                 cache=Path(scratch) / "cache",
             ).folder
         same = ["train.mixed_precision=fp32"]

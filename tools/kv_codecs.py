@@ -36,7 +36,7 @@ from refractor_megatron.memory import metrics
 from refractor_megatron.memory.codecs import CODECS, codec_of, decode, encode, inspect
 from refractor_megatron.memory.quantise import BLOCK, in_blocks, log_scales, nearest, rotation
 from refractor_megatron.training.batches import stack
-from refractor_megatron.training.dataset import open_stream
+from refractor_megatron.training.dataset import heldout_stream
 from refractor_megatron.training.folder import RunFolder
 from refractor_megatron.transformation.core_attention import TriTierCoreAttention
 
@@ -309,7 +309,7 @@ def timed(x: Tensor, codec: str) -> tuple[float, float]:
 
 def held_out(folder: RunFolder, cfg: RunConfig, trained: Trained, documents: int) -> tuple[list[Batch], str]:
     """The first windows of long held-out documents as batches, and the digest of the data."""
-    stream = open_stream(folder, cfg, "heldout")
+    stream = heldout_stream(folder, cfg)
     starts = long_documents(stream)[:documents]
     if len(starts) < documents:
         raise DataError(

@@ -40,13 +40,20 @@ class IndexedWriter:
         self._bin = prefix.with_suffix(".bin").open("wb")
         self._hash = hashlib.sha256()
         self._lengths = array("i")
+        self.tokens = 0
 
     def add(self, tokens: npt.NDArray[np.integer[Any]]) -> None:
         """Appends one document's ids."""
-        data = tokens.astype(self._dtype).tobytes()
+        self.add_many(tokens, np.array([len(tokens)], dtype=np.int64))
+
+    def add_many(self, tokens: npt.NDArray[np.integer[Any]], lengths: npt.NDArray[np.int64]) -> None:
+        """Appends documents whose ids lie back to back; ``lengths`` int64 [documents] sum to ``len(tokens)``."""
+        assert int(lengths.sum()) == len(tokens)
+        data = np.ascontiguousarray(tokens, dtype=self._dtype).view(np.uint8).data
         self._bin.write(data)
         self._hash.update(data)
-        self._lengths.append(len(tokens))
+        self._lengths.frombytes(lengths.astype(np.int32).tobytes())
+        self.tokens += len(tokens)
 
     def abandon(self) -> None:
         """Closes the file without an index; for a build that failed."""

@@ -7,10 +7,13 @@ document cover it exactly, so span boundaries in the token stream are the runnin
 
 from __future__ import annotations
 
+import shutil
 import struct
+import tempfile
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -23,27 +26,48 @@ _HEADER = struct.Struct("<8sIIQQQ")
 
 
 class RecordWriter:
-    """Collects the spans of documents and writes ``<prefix>.rec`` on ``close``."""
+    """Writes the spans of documents to ``<prefix>.rec``.
+
+    The number of documents, which stands first in the file, is known last, so spans wait in a nameless file beside it;
+    eight bytes a document are held in memory. ``close`` writes the file; without it none appears.
+    """
 
     def __init__(self, prefix: Path) -> None:
         self._path = prefix.with_suffix(".rec")
         self._first = array("q", [0])
-        self._spans = bytearray()
+        self._spans = tempfile.TemporaryFile(dir=prefix.parent)  # noqa: SIM115  # lives as long as this object
         self._tokens = 0
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.abandon()
 
     def add(self, spans: npt.NDArray[np.int32]) -> None:
         """Appends one document's spans, int32 [k, 4]."""
-        self._spans += spans.astype("<i4").tobytes()
-        self._first.append(self._first[-1] + len(spans))
-        self._tokens += int(spans[:, 0].sum())
+        self.add_many(spans, np.array([len(spans)], dtype=np.int64))
 
-    def close(self) -> None:
-        """Writes the file."""
+    def add_many(self, spans: npt.NDArray[np.int32], counts: npt.NDArray[np.int64]) -> None:
+        """Appends documents whose spans, int32 [k, 4], lie back to back; ``counts`` int64 [documents] sum to k."""
+        assert int(counts.sum()) == len(spans)
+        self._spans.write(spans.astype("<i4").tobytes())
+        self._first.frombytes((self._first[-1] + np.cumsum(counts, dtype=np.int64)).tobytes())
+        self._tokens += int(spans[:, 0].sum(dtype=np.int64))
+
+    def abandon(self) -> None:
+        """Drops the spans; nothing after ``close``."""
+        self._spans.close()
+
+    def close(self) -> int:
+        """Writes the file; returns the number of spans."""
         header = _HEADER.pack(_MAGIC, VERSION, 0, len(self._first) - 1, self._tokens, self._first[-1])
-        with self._path.open("wb") as out:
+        with self._path.open("wb") as out, self._spans:
             out.write(header)
             out.write(self._first.tobytes())
-            out.write(self._spans)
+            self._spans.seek(0)
+            shutil.copyfileobj(self._spans, out, 1 << 20)
+        return self._first[-1]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ INDEX = manifests.Kind(
     "retrieval index",
     "start the run again, which builds it",
     "refractor-retrieval",
-    1,
+    2,
     ("vectors.npy", "records.npy", "idf.npy"),
 )
 #: A record: its tokens are ``start .. start + length`` of the training split, ``document`` is the number there,

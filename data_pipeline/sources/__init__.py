@@ -1,4 +1,4 @@
-"""Where text comes from: a user's files, or the default corpus (Debian documentation, else Python distributions)."""
+"""Where text comes from: a user's files, or a default corpus (Debian documentation, else Python distributions)."""
 
 from __future__ import annotations
 
@@ -10,36 +10,53 @@ from data_pipeline.progress import Log
 from data_pipeline.sources.base import Source
 from refractor_megatron.errors import DataError
 
+DEFAULT_CORPUS = "debian-docs"
 
-def open_sources(corpus: Path | None, cache: Path, log: Log) -> list[Source]:
-    """Sources of ``corpus``, or of the default corpus if it is ``None``.
 
-    The first choice of a default corpus is remembered in ``cache`` and kept, so that a machine which is offline for a
-    moment does not silently change to other text.
+def open_sources(
+    corpus: Path | None, cache: Path, log: Log, *, name: str = DEFAULT_CORPUS, sources_file: Path | None = None
+) -> list[Source]:
+    """Sources of ``corpus``, or those that ``sources_file`` lists, or else of a default corpus.
+
+    ``name`` chooses the default corpus where it names one (``debian-docs``, ``debian-multilingual``), else it is the
+    first. The first choice between packages and their replacement is remembered in ``cache`` and kept, so that a
+    machine which is offline for a moment does not silently change to other text.
     """
-    if corpus is not None:
-        return _user_sources(corpus, cache)
-    return _default_sources(cache, log)
-
-
-def _user_sources(corpus: Path, cache: Path) -> list[Source]:
+    if corpus is not None and sources_file is not None:
+        raise DataError(f"Both --corpus {corpus} and data.sources={sources_file} are given; keep one of them.")
+    if corpus is None and sources_file is None:
+        return _default_sources(cache, log, name)
     from data_pipeline.sources.files import file_sources
     from data_pipeline.sources.fingerprint import Fingerprints
+    from data_pipeline.sources.sources_file import listed_sources
 
     fingerprints = Fingerprints(cache)
-    sources = file_sources(Path(corpus), fingerprints)
+    if corpus is not None:
+        sources = file_sources(Path(corpus), fingerprints)
+    else:
+        assert sources_file is not None
+        sources = listed_sources(Path(sources_file), fingerprints)
     fingerprints.save()
     return sources
 
 
-def _default_sources(cache: Path, log: Log) -> list[Source]:
+def _default_sources(cache: Path, log: Log, name: str) -> list[Source]:
     from data_pipeline.sources import debian, python_dists
+    from data_pipeline.sources.packages import CORPORA
 
+    if name in CORPORA and name != DEFAULT_CORPUS:
+        try:
+            return debian.debian_sources(cache / "debian", log, CORPORA[name], f"receipt-{name}.json")
+        except debian.Unavailable as reason:
+            raise DataError(
+                f"The packages of data.name={name} cannot be fetched here ({reason}); restore the network, or give "
+                "--corpus or data.sources text of your own."
+            ) from reason
     choice = cache / "default-corpus.json"
     remembered = _remembered(choice)
     if remembered != "python":
         try:
-            sources = debian.debian_sources(cache / "debian", log)
+            sources = debian.debian_sources(cache / "debian", log, CORPORA[DEFAULT_CORPUS], "receipt.json")
         except debian.Unavailable as reason:
             if remembered == "debian":
                 raise DataError(

@@ -1,63 +1,37 @@
 """Default corpus: Debian (or Ubuntu) documentation packages, fetched by apt without root.
 
-``apt-get download`` writes the .deb files into the cache; ``dpkg-deb --fsys-tarfile`` streams their files, so nothing
-is installed or unpacked to disk. Versions and sha256 are fixed by a receipt on first use: later builds read the same
-files, and need no network.
+``apt-get download`` writes the .deb files into the cache; nothing is installed. Versions and sha256 are fixed by a
+receipt on first use: later builds read the same files, and need no network.
 """
 
 from __future__ import annotations
 
 import errno
-import fnmatch
-import functools
-import gzip
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from data_pipeline.documents import Document
 from data_pipeline.output import exclusive, write_atomically
 from data_pipeline.progress import Log
-from data_pipeline.sources.base import Reading, Source
-from data_pipeline.sources.extract import html_text, man_text
-from data_pipeline.sources.files import read_text
+from data_pipeline.sources.base import Source
+from data_pipeline.sources.debs import members
 from data_pipeline.sources.fingerprint import sha256_of
 from data_pipeline.sources.licence import short_licence
-from refractor_megatron.errors import DataError
+from data_pipeline.sources.packages import Package
 
-
-@dataclass(frozen=True)
-class Package:
-    """``pattern``: regular expression of the name, newest version wins; ``take``: globs of the files to read."""
-
-    pattern: str
-    take: tuple[str, ...]
-
-
-#: English prose with some code; together about 45 MB of text in 31 MB of packages.
-PACKAGES = (
-    Package("manpages", ("./usr/share/man/man*/*.gz",)),
-    Package("manpages-dev", ("./usr/share/man/man*/*.gz",)),
-    Package("debian-reference-en", ("*.en.html",)),
-    Package("debian-policy", ("*/_sources/*.txt",)),
-    Package("git-doc", ("*.txt",)),
-    Package(r"python3\.\d+-doc", ("*/_sources/*.txt",)),
-    Package(r"postgresql-doc-\d+", ("*/html/*.html",)),
-    Package("python-django-doc", ("*/html/*.html",)),
-    Package("libreoffice-help-en-us", ("*/text/*.html",)),
-    Package("vim-doc", ("*.html",)),
-)
-_MEMBER_LIMIT = 64 << 20
+#: A package of more than this is divided into slices (bytes). Each slice streams the whole package: for the largest one
+#: that takes 2.5 s, a third of the time that extracting its text does.
+_SLICE_BYTES = 24 << 20
+#: Text for each byte of a package, roughly; for progress only.
+_GROWTH = 2.5
 _COMMAND_SECONDS = 240
 
 
@@ -75,6 +49,8 @@ class Deb:
     sha256: str
     licence: str
     licence_file: str
+    bytes: int = 0
+    fetched: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,36 +72,40 @@ class Offer:
             return False
 
 
-def debian_sources(cache: Path, log: Log) -> list[Source]:
-    """One source per package. Raises ``Unavailable`` if apt is missing or cannot fetch."""
+def debian_sources(cache: Path, log: Log, packages: tuple[Package, ...], receipt: str) -> list[Source]:
+    """One source per package; ``receipt``: file name in ``cache`` of what was chosen.
+
+    Raises ``Unavailable`` if apt is missing or cannot fetch.
+    """
     if shutil.which("dpkg-deb") is None:
         raise Unavailable("dpkg-deb is not installed")
-    debs = _receipt(cache)
+    debs = _receipt(cache, receipt)
     if debs is None:
         with exclusive(cache, log):
-            debs = _receipt(cache) or _fetch(cache, log)
-    return [_source(deb, cache) for deb in debs]
+            debs = _receipt(cache, receipt) or _fetch(cache, log, packages, receipt)
+    return [_source(deb, cache, packages) for deb in debs]
 
 
-def _receipt(cache: Path) -> list[Deb] | None:
+def _receipt(cache: Path, name: str) -> list[Deb] | None:
     """The packages of an earlier build if all are still there."""
     try:
-        debs = [Deb(**entry) for entry in json.loads((cache / "receipt.json").read_bytes())]
+        debs = [Deb(**entry) for entry in json.loads((cache / name).read_bytes())]
     except (OSError, ValueError, TypeError):
         return None
     return debs if debs and all((cache / deb.file).is_file() for deb in debs) else None
 
 
-def _fetch(cache: Path, log: Log) -> list[Deb]:
+def _fetch(cache: Path, log: Log, packages: tuple[Package, ...], receipt: str) -> list[Deb]:
     if shutil.which("apt-get") is None:
         raise Unavailable("apt-get is not installed")
     started = time.monotonic()
+    log("data: fetching the packages of the default corpus")
     try:
-        debs = _download(cache, [])
+        debs = _download(cache, [], packages)
     except Unavailable:
         log("data: refreshing apt's package lists in the cache folder (no root needed)")
-        debs = _download(cache, _private_lists(cache))
-    write_atomically(cache / "receipt.json", json.dumps([asdict(deb) for deb in debs], indent=1))
+        debs = _download(cache, _private_lists(cache), packages)
+    write_atomically(cache / receipt, json.dumps([asdict(deb) for deb in debs], indent=1))
     size = sum((cache / deb.file).stat().st_size for deb in debs) / 1e6
     log(f"data: fetched {len(debs)} packages, {size:.1f} MB, in {time.monotonic() - started:.1f} s")
     return debs
@@ -161,10 +141,11 @@ def _run(command: list[str], folder: Path, check: bool = True) -> str:
     return done.stdout
 
 
-def _download(cache: Path, options: list[str]) -> list[Deb]:
+def _download(cache: Path, options: list[str], packages: tuple[Package, ...]) -> list[Deb]:
     known = _run(["apt-cache", *options, "pkgnames"], cache).split()
-    names = [name for package in PACKAGES if (name := _newest(package.pattern, known))]
-    if len(names) < len(PACKAGES) // 2:
+    found = [_newest(package, known) for package in packages]
+    names = [name for some in found for name in some]
+    if sum(map(bool, found)) < len(packages) // 2:
         raise Unavailable("apt's package lists do not have the documentation packages")
     with tempfile.TemporaryDirectory(dir=cache) as empty:  # apt says nothing about files that are already in its folder
         uris = _run(["apt-get", *options, "download", "--print-uris", *names], Path(empty)).splitlines()
@@ -180,9 +161,10 @@ def _download(cache: Path, options: list[str]) -> list[Deb]:
     return _with_licences(sorted(offers, key=lambda offer: offer.package), cache)
 
 
-def _newest(pattern: str, known: list[str]) -> str | None:
-    names = [name for name in known if re.fullmatch(pattern, name)]
-    return max(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)], default=None)
+def _newest(package: Package, known: list[str]) -> list[str]:
+    names = [name for name in known if re.fullmatch(package.pattern, name)]
+    names.sort(key=lambda name: ([int(number) for number in re.findall(r"\d+", name)], name))
+    return names[-package.newest :]
 
 
 def _parse_uri(line: str) -> Offer:
@@ -200,7 +182,7 @@ def _with_licences(offers: list[Offer], cache: Path) -> list[Deb]:
     links: dict[str, str] = {}
     for offer in offers:
         folder = f"./usr/share/doc/{offer.package}"
-        for member, archive in _members(cache / offer.file):
+        for member, archive in members(cache / offer.file):
             if member.issym() and member.name == folder:
                 links[offer.package] = Path(member.linkname).name
             elif member.isfile() and member.name == f"{folder}/copyright":
@@ -212,47 +194,39 @@ def _with_licences(offers: list[Offer], cache: Path) -> list[Deb]:
     for offer in offers:
         owner = links.get(offer.package, offer.package)
         licence, file = short_licence(texts.get(owner, "")), f"usr/share/doc/{owner}/copyright"
-        digest = sha256_of(cache / offer.file)
-        debs.append(Deb(offer.package, offer.version, offer.file, digest, licence, file))
+        path = cache / offer.file
+        stat = path.stat()
+        fetched = datetime.fromtimestamp(stat.st_ctime, UTC).isoformat(timespec="seconds")
+        digest = sha256_of(path)
+        debs.append(Deb(offer.package, offer.version, offer.file, digest, licence, file, stat.st_size, fetched))
     return debs
 
 
-def _source(deb: Deb, cache: Path) -> Source:
-    read = functools.partial(_read, deb, cache)
-    identity = {"package": deb.package, "version": deb.version, "sha256": deb.sha256}
-    return Source(deb.package, deb.version, deb.licence, deb.licence_file, identity, read, deb.sha256)
-
-
-def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-    with subprocess.Popen(
-        ["dpkg-deb", "--fsys-tarfile", str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
-        assert process.stdout is not None
-        with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-            for member in archive:
-                yield member, archive
-        process.stdout.read()  # the archive's padding, so that dpkg-deb ends by itself
-
-
-def _read(deb: Deb, cache: Path, reading: Reading) -> Iterator[Document]:
-    path = cache / deb.file
-    if sha256_of(path) != deb.sha256:
-        raise DataError(f"{path} does not match its sha256; delete {cache} and run again.")
-    take = next(package.take for package in PACKAGES if re.fullmatch(package.pattern, deb.package))
-    for member, archive in _members(path):
-        if (
-            member.isfile()
-            and member.size <= _MEMBER_LIMIT
-            and any(fnmatch.fnmatch(member.name, glob) for glob in take)
-        ):
-            stream = archive.extractfile(member)
-            assert stream is not None
-            yield from read_text(io.BytesIO(_text(member.name, stream.read())), reading)
-
-
-def _text(name: str, data: bytes) -> bytes:
-    if name.endswith(".gz"):
-        name, data = name[:-3], gzip.decompress(data)
-    if name.endswith(".html"):
-        return html_text(data)
-    return man_text(data) if re.search(r"/man/man\d\w*/", name) else data
+def _source(deb: Deb, cache: Path, packages: tuple[Package, ...]) -> Source:
+    take = next(package.take for package in packages if re.fullmatch(package.pattern, deb.package))
+    size = deb.bytes or (cache / deb.file).stat().st_size  # receipts of older builds do not say
+    slices = -(-size // _SLICE_BYTES)
+    units = tuple(
+        {
+            "kind": "deb",
+            "deb": deb.file,
+            "sha256": deb.sha256,
+            "take": list(take),
+            "slice": [number, slices],
+            "megabytes": size * _GROWTH / slices / 1e6,
+            "place": {"root": str(cache.absolute())},
+        }
+        for number in range(slices)
+    )
+    return Source(
+        deb.package,
+        deb.version,
+        deb.licence,
+        deb.licence_file,
+        {"package": deb.package, "version": deb.version, "sha256": deb.sha256},
+        units,
+        fetched=deb.fetched,
+        files=({"path": deb.file, "sha256": deb.sha256, "bytes": size},),
+        sha256=deb.sha256,
+        mendable=False,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import platform
@@ -11,9 +10,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from data_pipeline.documents import Document
-from data_pipeline.sources.base import Reading, Source
-from data_pipeline.sources.files import read_file
+from data_pipeline.sources.base import Item, Reading, Source, Unit, grouped
+from data_pipeline.sources.entries import read_file
 
 _SUFFIXES = (".py", ".rst", ".md", ".txt")
 #: Test data, generated tables and licences would crowd out prose and code.
@@ -32,20 +30,42 @@ def python_sources() -> list[Source]:
         files, record = _files_of(dist), dist.read_text("RECORD")
         if files and record:  # without a record it is a source tree, whose content may change under the same version
             digest = hashlib.sha256(record.encode()).hexdigest()
-            sources.append(_source(dist.name, dist.version, *_licence(dist), {"record": digest}, files))
+            root = Path(str(dist.locate_file("")))
+            sources.append(_source(dist.name, dist.version, *_licence(dist), {"record": digest}, root, files))
     return sources
 
 
 def _source(
-    name: str, version: str, licence: str, licence_file: str, identity: dict[str, str], files: list[Path]
+    name: str, version: str, licence: str, licence_file: str, identity: dict[str, str], root: Path, names: list[str]
 ) -> Source:
-    return Source(name, version, licence, licence_file, dict(identity), functools.partial(_read, files))
+    present = [(one, size) for one in names if (size := _size(root / one)) is not None]
+    files = tuple({"path": one, "sha256": "", "bytes": size} for one, size in present)
+    units = tuple(
+        {
+            "kind": "python",
+            "files": [{"file": number, "path": files[number]["path"]} for number in run],
+            "identity": {"version": version, **identity},
+            "megabytes": sum(present[number][1] for number in run) / 1e6,
+            "place": {"root": str(root)},
+        }
+        for run in grouped([size for _, size in present])
+    )
+    return Source(name, version, licence, licence_file, dict(identity), units, files=files, mendable=False)
 
 
-def _read(files: list[Path], reading: Reading) -> Iterator[Document]:
-    for path in files:
-        if path.is_file():  # a distribution may list files that were removed
-            yield from read_file(path, reading)
+def _size(path: Path) -> int | None:
+    """Bytes of a file; ``None`` if it is not there: a distribution may list files that were removed."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
+
+
+def read_python(unit: Unit, reading: Reading) -> Iterator[Item]:
+    """Texts of a unit of a distribution's files."""
+    root = Path(unit["place"]["root"])
+    for entry in unit["files"]:
+        yield from read_file(root / entry["path"], entry["file"], reading)
 
 
 def _wanted(relative: Path) -> bool:
@@ -55,9 +75,9 @@ def _wanted(relative: Path) -> bool:
     )
 
 
-def _files_of(dist: metadata.Distribution) -> list[Path]:
+def _files_of(dist: metadata.Distribution) -> list[str]:
     names = sorted(str(file) for file in dist.files or [])
-    return [Path(str(dist.locate_file(name))) for name in names if _wanted(Path(name)) and not name.startswith("..")]
+    return [name for name in names if _wanted(Path(name)) and not name.startswith("..")]
 
 
 def _standard_library() -> Source:
@@ -65,9 +85,10 @@ def _standard_library() -> Source:
     files = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if name not in _SKIP_PARTS)
-        files += [Path(folder, name) for name in sorted(names) if _wanted(Path(folder, name).relative_to(root))]
-    version = platform.python_version()
-    return _source("python-stdlib", version, "PSF-2.0", "LICENSE", {"build": " ".join(platform.python_build())}, files)
+        relative = (Path(folder, name).relative_to(root) for name in sorted(names))
+        files += [path.as_posix() for path in relative if _wanted(path)]
+    build = {"build": " ".join(platform.python_build())}
+    return _source("python-stdlib", platform.python_version(), "PSF-2.0", "LICENSE", build, root, files)
 
 
 def _licence(dist: metadata.Distribution) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .data import Data as Data
 from .relation import Relation as Relation
 from .tree import Bounds, Section, branch, leaf
 
@@ -128,7 +129,7 @@ class Model(Section):
     )  # fmt: skip
     vocab_size: int = leaf(
         32768, "Size of the tokenizer's vocabulary, special tokens included", unit="tokens", section="own",
-        bounds=Bounds(ge=512), reader="transformation.layer_plan, training.dataset",
+        bounds=Bounds(ge=512), reader="transformation.layer_plan, training.data_options",
     )  # fmt: skip
     context_max: int = leaf(
         65536, "Longest sequence the model is made for", unit="tokens", section="16", bounds=_AT_LEAST_ONE,
@@ -343,32 +344,6 @@ class Train(Section):
     optimizer: Optimizer = branch(Optimizer)
     schedule: Schedule = branch(Schedule)
     ema: Ema = branch(Ema)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Data(Section):
-    """The data set a run builds and trains on. Where the raw corpus lies is an argument of the launcher."""
-
-    name: str = leaf("debian-docs", "Name of the data set", section="own", reader="training.dataset")
-    max_mb: float = leaf(
-        24.0,
-        "Raw text taken from the corpus at most",
-        unit="MB",
-        section="own",
-        bounds=_POSITIVE,
-        reader="training.dataset",
-    )
-    heldout_fraction: float = leaf(
-        0.02, "Share of documents held out for evaluation, chosen by hash", section="own", bounds=Bounds(gt=0, lt=0.5),
-        reader="training.dataset",
-    )  # fmt: skip
-    seed: int = leaf(
-        0,
-        "Seed of every choice while building the data set",
-        section="own",
-        bounds=Bounds(ge=0, lt=2**31),
-        reader="training.dataset",
-    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

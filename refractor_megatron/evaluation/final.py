@@ -19,7 +19,7 @@ from ..engines.megatron import MegatronEngine, stop_distributed
 from ..errors import RefractorError
 from ..tokenizer import Tokenizer
 from ..training.batches import stack
-from ..training.dataset import open_stream
+from ..training.dataset import heldout_stream, training_stream
 from ..training.folder import RunFolder, write_json
 from .baselines import measure_baselines
 from .heldout import measure
@@ -36,7 +36,7 @@ def evaluate(path: Path) -> dict[str, Any]:
     folder = RunFolder(path)
     trained = load_trained(folder)
     cfg, engine, state, neighbours = trained.cfg, trained.engine, trained.state, trained.neighbours
-    stream, train = open_stream(folder, cfg, "heldout"), open_stream(folder, cfg, "train")
+    stream, train = heldout_stream(folder, cfg), training_stream(folder, cfg)
     final: dict[str, Any] = {"step": state.progress.step, "config_hash": cfg.hash, "data_digest": stream.digest}
     final["raw"] = asdict(measure(engine, stream, cfg.train.micro_batch, neighbours))
     if neighbours is not None:

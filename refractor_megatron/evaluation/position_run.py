@@ -20,7 +20,7 @@ from ..config import RunConfig
 from ..engines.megatron import MegatronEngine, stop_distributed
 from ..errors import DataError, RefractorError
 from ..training.batches import stack
-from ..training.dataset import open_stream
+from ..training.dataset import heldout_stream
 from ..training.folder import RunFolder, write_json
 from .position import Floats, bucket_edges, bucket_means, draw, summary, table
 from .trained import load_trained
@@ -36,7 +36,7 @@ def evaluate(path: Path, weights: str, documents: int | None, buckets: list[int]
     folder = RunFolder(path)
     cfg = RunConfig.load(folder.config)
     edges = bucket_edges(buckets, cfg.train.seq_len)
-    stream = open_stream(folder, cfg, "heldout")
+    stream = heldout_stream(folder, cfg)
     starts = long_documents(stream)[:documents]
     if not len(starts):
         raise DataError(

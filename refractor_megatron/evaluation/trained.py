@@ -11,7 +11,7 @@ from ..checkpoint.store import Store
 from ..config import RunConfig
 from ..engines.megatron import MegatronEngine, start_distributed
 from ..errors import CheckpointError, ConfigError
-from ..training.dataset import open_stream
+from ..training.dataset import heldout_stream
 from ..training.folder import RunFolder
 from ..training.retrieval import open_retrieval
 from ..training.state import TrainState
@@ -48,7 +48,7 @@ def load_trained(folder: RunFolder) -> Trained:
     device = start_distributed()
     retrieval = open_retrieval(folder, cfg, device)
     engine = MegatronEngine(cfg, device, grid=Grid(), bank=retrieval.bank)
-    state = TrainState(cfg, engine, open_stream(folder, cfg, "heldout").digest, retrieval.digest)
+    state = TrainState(cfg, engine, heldout_stream(folder, cfg).digest, retrieval.digest)
     store = Store(folder.checkpoints, cfg.checkpoint.keep)
     newest = store.latest()
     if newest is None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data_pipeline.retrieval.neighbours import Ids, Neighbours
-from data_pipeline.stream import Sample, SampleStream
+from data_pipeline.samples import Sample, Stream
 
 from ..engines.base import Batch
 
@@ -33,7 +33,7 @@ def read_by_next(found: Ids, chunk: int, length: int) -> Ids:
 
 
 def rank_batches(
-    stream: SampleStream,
+    stream: Stream,
     first: int,
     micro_batch: int,
     micro_batches: int,

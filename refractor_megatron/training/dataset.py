@@ -5,20 +5,26 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from data_pipeline.command import inspect_command
+from data_pipeline.command import inspect_command, verify_command
+from data_pipeline.engine.command import add_task_parser
+from data_pipeline.packed_stream import open_stage
+from data_pipeline.samples import Stream
 from data_pipeline.stream import SampleStream
 
 from ..config import RunConfig, compose
 from ..errors import DataError
 from ..tokenizer.imported import load_tokenizer
+from .data_options import options_of
 from .folder import RunFolder
 
 if TYPE_CHECKING:
     from data_pipeline.build import BuiltData
     from data_pipeline.retrieval.index import RetrievalIndex
     from data_pipeline.retrieval.neighbours import Neighbours
+
+S = TypeVar("S", bound="Stream")
 
 
 def dataset_of(cfg: RunConfig, corpus: Path | None, root: Path, tokenizer: Path | None = None) -> BuiltData:
@@ -28,17 +34,13 @@ def dataset_of(cfg: RunConfig, corpus: Path | None, root: Path, tokenizer: Path 
     """
     from data_pipeline.build import build
 
-    data = cfg.data
     return build(
         corpus,
         root,
-        name=data.name if corpus is None else corpus.resolve().stem,
-        vocab_size=cfg.model.vocab_size,
-        max_mb=data.max_mb,
-        heldout_fraction=data.heldout_fraction,
-        seed=data.seed,
+        options_of(cfg, None if corpus is None else corpus.resolve().stem),
         cache=root / "cache",
         tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
+        sources_file=None if cfg.data.sources is None else Path(cfg.data.sources),
     )
 
 
@@ -91,10 +93,22 @@ def neighbours_of(cfg: RunConfig, index: RetrievalIndex) -> Neighbours:
     return Neighbours(index, Guard(keys.sigma_min, keys.t_max_s, keys.trust_min, keys.sources), keys.fan_in)
 
 
-def open_stream(folder: RunFolder, cfg: RunConfig, split: str) -> SampleStream:
-    """The run's dataset, checked against the digest it was prepared for."""
+def training_stream(folder: RunFolder, cfg: RunConfig) -> Stream:
+    """The run's training samples, checked against the digest it was prepared for.
+
+    Where the dataset has stages, those of the stage of train.seq_len tokens.
+    """
     data = data_of(folder)
-    stream = SampleStream(Path(data["folder"]), cfg.train.seq_len, cfg.train.seed, split)
+    return _of_run(open_stage(Path(data["folder"]), cfg.train.seq_len, cfg.train.seed), data)
+
+
+def heldout_stream(folder: RunFolder, cfg: RunConfig) -> SampleStream:
+    """The held-out text of the run's dataset in windows, checked likewise."""
+    data = data_of(folder)
+    return _of_run(SampleStream(Path(data["folder"]), cfg.train.seq_len, cfg.train.seed, "heldout"), data)
+
+
+def _of_run(stream: S, data: dict[str, Any]) -> S:
     if stream.digest != data["digest"]:
         raise DataError(
             f"{data['folder']} has digest {stream.digest}, the run was prepared for {data['digest']}: "
@@ -123,6 +137,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     inspect = actions.add_parser("inspect", help="counts, roles and three decoded samples of a dataset folder")
     inspect.add_argument("folder", type=Path)
     inspect.set_defaults(run=inspect_command)
+    verify = actions.add_parser("verify", help="compare every byte with the manifest; names each file at fault")
+    verify.add_argument("folder", type=Path)
+    verify.add_argument("--root", help="Merkle root (hex) that the folder must have")
+    verify.set_defaults(run=verify_command)
+    add_task_parser(actions)
 
 
 def build_dataset(args: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from .schedule import Schedule
 if TYPE_CHECKING:
     from data_pipeline.retrieval.guard import RetrievalCounts
     from data_pipeline.retrieval.neighbours import Neighbours
-    from data_pipeline.stream import SampleStream
+    from data_pipeline.samples import Stream
 
     from ..resilience.signals import StopRequest
     from .state import TrainState
@@ -62,7 +62,7 @@ class Recipe:
 
 def train(
     state: TrainState,
-    stream: SampleStream,
+    stream: Stream,
     recipe: Recipe,
     callbacks: Sequence[Callback],
     stop: StopRequest,

@@ -14,7 +14,7 @@ from ..config import RunConfig
 from ..engines.megatron import MegatronEngine, start_distributed, stop_distributed
 from ..transformation.sharded import Shard, shards
 from .batches import rank_batches
-from .dataset import open_stream
+from .dataset import training_stream
 from .folder import RunFolder
 from .retrieval import open_retrieval
 from .schedule import schedule_of
@@ -41,7 +41,7 @@ def main(path: Path, steps: int) -> None:
     device = start_distributed()
     retrieval = open_retrieval(RunFolder(path), cfg, device)
     engine = MegatronEngine(cfg, device, bank=retrieval.bank)
-    stream, neighbours = open_stream(RunFolder(path), cfg, "train"), retrieval.neighbours()
+    stream, neighbours = training_stream(RunFolder(path), cfg), retrieval.neighbours()
     schedule, batch, micro = schedule_of(cfg), cfg.train.global_batch, cfg.train.micro_batch
     losses: list[float] = []
     norms: list[float] = []

@@ -25,7 +25,7 @@ from ..errors import RefractorError  # noqa: E402
 from ..telemetry.console import Console  # noqa: E402
 from ..telemetry.hub import Telemetry  # noqa: E402
 from .callbacks import Checkpointing, Evaluating, Reporting  # noqa: E402
-from .dataset import open_stream  # noqa: E402
+from .dataset import heldout_stream, training_stream  # noqa: E402
 from .folder import RunFolder, write_json  # noqa: E402
 from .loop import Callback, Recipe, train  # noqa: E402
 from .retrieval import Retrieval, open_retrieval  # noqa: E402
@@ -51,7 +51,7 @@ def run(path: Path, stop: StopRequest) -> int:
     try:
         retrieval = open_retrieval(folder, cfg, device)
         engine = MegatronEngine(cfg, device, bank=retrieval.bank)
-        stream = open_stream(folder, cfg, "train")
+        stream = training_stream(folder, cfg)
         state = TrainState(cfg, engine, stream.digest, retrieval.digest)
         store = Store(folder.checkpoints, cfg.checkpoint.keep)
         resumed = state.resume(store)
@@ -124,7 +124,7 @@ def _callbacks(
         Evaluating(
             engine,
             state.ema,
-            open_stream(folder, cfg, "heldout"),
+            heldout_stream(folder, cfg),
             telemetry,
             retrieval.neighbours(),
             every=evaluation.every,

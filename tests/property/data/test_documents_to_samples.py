@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from data_pipeline.documents import Document, Part, cut_text
 from data_pipeline.pack.indexed import IndexedWriter, read_indexed
 from data_pipeline.pack.records import RecordWriter, read_records
-from data_pipeline.selection import Selector, split_heldout
 from data_pipeline.stream import SampleStream
 from data_pipeline.tokenise.encode import encode_document
 from refractor_megatron.tokenizer import train_tokenizer
@@ -100,34 +99,6 @@ def test_samples_equal_the_token_by_token_expansion(many: list[Document], seq_le
         visited = sorted(stream.sample(epoch * n + i).tokens.tobytes() for i in range(n))
         assert visited == sorted(sample.tokens.tobytes() for sample in stream.in_order())
         assert stream.sample(index).tokens.tobytes() in visited
-
-
-@settings(max_examples=150)
-@given(
-    texts=st.lists(st.tuples(st.integers(0, 4), st.binary(min_size=1, max_size=60)), min_size=2, max_size=60),
-    cap=st.integers(120, 2000),
-    seed=st.integers(0, 2**31),
-    data=st.data(),
-)
-def test_selection_ignores_arrival_order_keeps_the_cap_and_splits_disjointly(
-    texts: list[tuple[int, bytes]], cap: int, seed: int, data: st.DataObject
-) -> None:
-    unique = {content: source for source, content in texts if not content.isspace()}
-    offers = [(source, Document((Part(content),))) for content, source in unique.items()]
-    if len(offers) < 2:
-        return
-    results = []
-    for order in (offers, data.draw(st.permutations(offers))):
-        selector = Selector(cap, seed)
-        for source, document in order:
-            selector.add(source, document)
-        chosen = selector.finish()
-        results.append([one.document.key for one in chosen])
-        assert sum(one.document.size for one in chosen) <= cap
-    assert results[0] == results[1]
-    train, heldout = split_heldout(chosen, 0.1, seed)
-    assert train and heldout
-    assert not {one.document.key for one in train} & {one.document.key for one in heldout}
 
 
 @given(data=st.binary(max_size=300), limit=st.integers(8, 64))

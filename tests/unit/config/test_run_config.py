@@ -70,6 +70,9 @@ def test_what_a_resumed_run_may_change() -> None:
     whole = ("telemetry", "checkpoint", "evaluation", "parallel")
     assert free == {key for key in schema() if key.split(".")[0] in whole} | {
         "limits",
+        "data.engine.kind",
+        "data.engine.workers",
+        "data.engine.arguments",
         "train.steps",
         "relation.backend",
         "model.name",

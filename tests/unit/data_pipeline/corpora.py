@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.build import BuiltData
+from data_pipeline.options import Options
 
 WORDS = (
     "the",
@@ -24,6 +25,9 @@ WORDS = (
     "amber",
     "light",
 )
+
+#: For a few small files, one of which may be unreadable.
+TINY = Options(name="tiny", vocab_size=400, max_mb=1.0, heldout_fraction=0.1, max_bad_fraction=0.5)
 
 Builder = Callable[..., BuiltData]
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from data_pipeline.sources import debian, open_sources, python_dists
-from data_pipeline.sources.base import Reading, Source
+from data_pipeline.documents import Document
+from data_pipeline.shards import Located
+from data_pipeline.sources import debian, open_sources, packages, python_dists
+from data_pipeline.sources.base import Quarantined, Reading, Source
+from data_pipeline.sources.units import read_unit
 from refractor_megatron.errors import DataError
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb to make packages")
@@ -85,14 +90,23 @@ def apt(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The stand-in apt first on PATH; a file `offline` or `full` in the returned folder makes it fail."""
     monkeypatch.setenv("PATH", f"{repository / 'bin'}:/usr/bin:/bin")
     names = ("manpages", "manpages-dev", "git-doc", r"python3\.\d+-doc")
-    monkeypatch.setattr(debian, "PACKAGES", tuple(p for p in debian.PACKAGES if p.pattern in names))
+    few = tuple(p for p in packages.DEBIAN_DOCS if p.pattern in names)
+    two = tuple(replace(p, newest=2) if p.newest != 2 and "python" in p.pattern else p for p in few)
+    monkeypatch.setitem(packages.CORPORA, "debian-docs", few)
+    monkeypatch.setitem(packages.CORPORA, "debian-multilingual", two)
     for state in ("offline", "full"):
         (repository / state).unlink(missing_ok=True)
     return repository
 
 
 def contents(sources: list[Source]) -> dict[str, list[bytes]]:
-    return {s.name: [one.parts[0].data for one in s.read(Reading())] for s in sources}
+    return {s.name: [one.parts[0].data for one in documents(s)] for s in sources}
+
+
+def documents(source: Source) -> list[Document]:
+    found = [item for unit in source.units for item in read_unit(json.loads(json.dumps(unit)), Reading())]
+    assert not [item for item in found if isinstance(item, Quarantined)]
+    return [item.document for item in found if isinstance(item, Located)]
 
 
 def test_packages_become_text_with_versions_and_licences(apt: Path, tmp_path: Path) -> None:
@@ -108,6 +122,30 @@ def test_packages_become_text_with_versions_and_licences(apt: Path, tmp_path: Pa
     assert developer.licence_file == "usr/share/doc/manpages/copyright"
     deb = apt / "repo" / "manpages-dev_1%3a2-3_all.deb"
     assert developer.sha256 == hashlib.sha256(deb.read_bytes()).hexdigest()
+
+
+def test_the_name_chooses_the_corpus_and_versions(apt: Path, tmp_path: Path) -> None:
+    sources = open_sources(None, tmp_path, lambda line: None, name="debian-multilingual")
+    assert [s.name for s in sources if s.name.startswith("python")] == ["python3.11-doc", "python3.9-doc"]
+    assert contents(sources)["python3.9-doc"] == [b"old\n"]
+    one = sources[0]
+    deb = tmp_path / "debian" / one.files[0]["path"]
+    assert one.files[0]["bytes"] == deb.stat().st_size and one.fetched and not one.mendable
+
+
+def test_a_named_corpus_is_never_another_one(apt: Path, tmp_path: Path) -> None:
+    (apt / "offline").touch()
+    with pytest.raises(DataError, match=r"data\.name=debian-multilingual cannot be fetched.*--corpus"):
+        open_sources(None, tmp_path, lambda line: None, name="debian-multilingual")
+
+
+def test_slices_of_a_package_are_the_whole(apt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = open_sources(None, tmp_path, lambda line: None)
+    monkeypatch.setattr(debian, "_SLICE_BYTES", 4096)
+    sliced = open_sources(None, tmp_path, lambda line: None)
+    assert all(len(source.units) > 1 for source in sliced)
+    for one, other in zip(whole, sliced, strict=True):
+        assert sorted(d.key for d in documents(one)) == sorted(d.key for d in documents(other))
 
 
 def test_second_use_needs_no_network(apt: Path, tmp_path: Path) -> None:
@@ -161,16 +199,17 @@ def test_debian_data_do_not_change_to_other_text(apt: Path, tmp_path: Path) -> N
 def test_no_apt_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(debian.Unavailable, match="dpkg-deb is not installed"):
-        debian.debian_sources(tmp_path, print)
+        debian.debian_sources(tmp_path, print, packages.DEBIAN_DOCS, "receipt.json")
 
 
 def test_python_distributions_have_text_and_licences() -> None:
     sources = {source.name: source for source in python_dists.python_sources()}
     numpy = sources["numpy"]
     assert numpy.version and "BSD" in numpy.licence
-    document = next(iter(numpy.read(Reading())))
+    document = documents(numpy)[0]
     assert document.size > 0 and not document.framed
+    assert numpy.files[0]["path"].startswith("numpy")
     assert "refractor-megatron" not in sources  # a source tree, not an installed release
     library = sources["python-stdlib"]
     assert library.licence == "PSF-2.0"
-    assert any(b"class ArgumentParser" in one.parts[0].data for one in library.read(Reading()))
+    assert any(b"class ArgumentParser" in one.parts[0].data for one in documents(library))

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from data_pipeline.sources.base import Bad
 from data_pipeline.sources.extract import html_text, man_text
 from data_pipeline.sources.licence import short_licence
+from data_pipeline.sources.mallard import mallard_text
 
 HTML = b"""<html><head><title>No</title><style>x{}</style></head><body><nav>menu</nav>
 <h1>Title</h1><p>One <b>bold</b>
@@ -86,3 +88,26 @@ def test_broken_man_source_does_not_fail(source: bytes) -> None:
 )
 def test_short_licence(text: str, expected: str) -> None:
     assert short_licence(text) == expected
+
+
+PAGE = """<?xml version="1.0" encoding="utf-8"?>
+<page xmlns="http://projectmallard.org/1.0/" id="x"><info><desc>not this</desc></info><!-- nor this -->
+<title>Titel</title><p>Ein <gui>Knopf</gui> und
+  <code>ls</code>.</p><media type="image"><p>a picture</p></media>
+<steps><item><p>eins</p></item><item><p>zwei</p></item></steps><screen>a b</screen></page>"""
+
+
+def test_mallard_page() -> None:
+    assert mallard_text(PAGE.encode()).decode() == "Titel\nEin Knopf und ls.\neins\nzwei\na b\n"
+    assert mallard_text(b"<page/>") == b""
+
+
+@pytest.mark.parametrize("data", [b"", b"<page>", b"\xff", b"<page>&unknown;</page>"])
+def test_broken_mallard_page_is_said_to_be(data: bytes) -> None:
+    with pytest.raises(Bad) as caught:
+        mallard_text(data)
+    assert caught.value.reason == "broken-xml"
+
+
+def test_deep_mallard_page_does_not_recurse() -> None:
+    assert mallard_text(b"<p>" * 5000 + b"deep" + b"</p>" * 5000) == b"deep\n"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -12,16 +13,30 @@ import pytest
 import zstandard
 
 from data_pipeline.documents import Document, cut_text, plain
-from data_pipeline.sources.base import Reading
-from data_pipeline.sources.files import file_sources, read_file, read_text
+from data_pipeline.shards import Located
+from data_pipeline.sources.base import Quarantined, Reading, grouped
+from data_pipeline.sources.entries import read_file, read_text
+from data_pipeline.sources.files import file_sources
 from data_pipeline.sources.fingerprint import Fingerprints
+from data_pipeline.sources.units import read_unit
 from refractor_megatron.errors import DataError
 
 LINES = [{"text": "first"}, {"text": "zweiter ü"}, {"messages": [{"role": "user", "content": "hi"}]}]
 
 
+def items(path: Path) -> tuple[list[Document], list[Quarantined]]:
+    found = list(read_file(path, 0, Reading()))
+    return (
+        [one.document for one in found if isinstance(one, Located)],
+        [one for one in found if isinstance(one, Quarantined)],
+    )
+
+
 def documents(path: Path) -> list[Document]:
-    return list(read_file(path, Reading()))
+    """All documents of a file without faults."""
+    found, bad = items(path)
+    assert not bad
+    return found
 
 
 def texts(found: list[Document]) -> list[bytes]:
@@ -48,61 +63,6 @@ def test_zst_of_several_frames(tmp_path: Path) -> None:
     assert len(documents(path)) == 2
 
 
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
-def test_truncated_compression_is_an_error(tmp_path: Path, suffix: str) -> None:
-    pack = {".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.compress}[suffix]
-    path = tmp_path / f"a{suffix}"
-    path.write_bytes(pack(jsonl([{"text": f"line {i * i}"} for i in range(2000)]))[:-30])
-    with pytest.raises(DataError, match=rf"a{suffix}:\d+: damaged compression"):
-        documents(path)
-
-
-def test_wrong_compression_is_an_error(tmp_path: Path) -> None:
-    for name in ("a.jsonl.gz", "a.jsonl.zst"):
-        (tmp_path / name).write_bytes(jsonl(LINES))
-        with pytest.raises(DataError, match=f"{name}:1: damaged compression"):
-            documents(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b"{not json", "not valid JSON"),
-        (
-            b'{"messages": [{"role": "user", "role": "tool", "content": "x"}]}',
-            "field 'role' stands twice in one object",
-        ),
-        (b'{"text": ' + b"[" * 100_000, "values are nested too deeply"),
-        (b'{"text": "\xff"}', "not valid JSON"),
-        (b'"text"', "either a text or a messages field"),
-        (b'{"body": "x"}', "either a text or a messages field"),
-        (b'{"text": "x", "messages": []}', "either a text or a messages field"),
-        (b'{"text": 5}', "text must be a string, not int"),
-        (b'{"messages": "hi"}', "messages must be a list"),
-    ],
-)
-def test_bad_line_is_named(tmp_path: Path, line: bytes, reason: str) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"text": "good"}\n\n' + line + b"\n")
-    with pytest.raises(DataError, match=rf"a\.jsonl:3: .*{reason}"):
-        documents(path)
-
-
-def test_lone_surrogate_in_json_is_kept(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "a\\ud800b"}\n')
-    reading = Reading()
-    assert texts(list(read_file(path, reading))) == [b"a\xed\xa0\x80b"]
-    assert reading.counts["invalid_utf8"] == 1
-
-
-def test_parquet_text_keeps_invalid_utf8(tmp_path: Path) -> None:
-    raw = [b"plain", b"bad \xff byte"]
-    array = pa.Array.from_buffers(pa.string(), 2, pa.array(raw, pa.binary()).buffers())
-    pq.write_table(pa.table({"text": array, "id": [1, 2]}), tmp_path / "a.parquet")
-    assert texts(documents(tmp_path / "a.parquet")) == raw
-
-
 def test_parquet_conversations(tmp_path: Path) -> None:
     messages = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]]
     pq.write_table(pa.table({"messages": messages}), tmp_path / "a.parquet")
@@ -110,41 +70,33 @@ def test_parquet_conversations(tmp_path: Path) -> None:
     assert [(part.role, part.data) for part in found.parts] == [(1, b"q"), (2, b"a")]
 
 
-@pytest.mark.parametrize(
-    ("columns", "reason"),
-    [({"body": ["x"]}, "no column named text or messages"), ({"text": ["ok", None]}, "row 2: .*text or a messages")],
-)
-def test_bad_parquet_is_named(tmp_path: Path, columns: dict[str, list[Any]], reason: str) -> None:
-    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=rf"a\.parquet: {reason}"):
-        documents(tmp_path / "a.parquet")
-
-
-def test_damaged_parquet_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
-    with pytest.raises(DataError, match=r"a\.parquet: unreadable Parquet after row 0"):
-        documents(tmp_path / "a.parquet")
-
-
 def test_text_is_kept_byte_for_byte(tmp_path: Path) -> None:
-    data = b"\xef\xbb\xbfcrlf\r\n\x00\xff"
+    data = "\ufeffcrlf\r\n\0é".encode()
     (tmp_path / "a.md").write_bytes(data)
-    reading = Reading()
-    assert texts(list(read_file(tmp_path / "a.md", reading))) == [data]
-    assert reading.counts["invalid_utf8"] == 1
+    assert texts(documents(tmp_path / "a.md")) == [data]
+
+
+def test_positions_are_lines_and_parts_of_a_line_share_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": "a"}]) + b"\n" + jsonl([{"text": "word " * 100}]))
+    reading = Reading(part_bytes=200)
+    found = list(read_file(tmp_path / "a.jsonl", 7, reading))
+    assert [(one.file, one.position) for one in found] == [(7, 1), (7, 3), (7, 3), (7, 3)]
+    assert reading.counts["cut_parts"] == 2
 
 
 @pytest.mark.parametrize("unit", [b"x", "é".encode(), "日".encode(), "\U0001f600".encode(), b"line\n", b"\x80"])
 def test_long_text_is_cut_at_characters(unit: bytes) -> None:
     data = unit * 1000
     reading = Reading(part_bytes=101)
-    parts = texts(list(read_text(io.BytesIO(data), reading)))
-    assert b"".join(parts) == data
-    assert max(map(len, parts)) <= 101
-    assert reading.counts["cut"] == len(parts) - 1
-    if unit != b"\x80":
-        assert all(part.decode() for part in parts)
-    assert list(cut_text(data, 101)) == parts
+    found = list(read_text(io.BytesIO(data), 0, reading))
+    assert reading.counts["cut_parts"] == len(found) - 1
+    parts = list(cut_text(data, 101))
+    assert b"".join(parts) == data and max(map(len, parts)) <= 101
+    if unit == b"\x80":
+        assert [one.position for one in found] == list(range(1, len(parts) + 1))
+        assert all(isinstance(one, Quarantined) and one.reason == "invalid-utf8" for one in found)
+        return
+    assert [one.document.parts[0].data for one in found if isinstance(one, Located)] == parts
 
 
 def test_sources_are_the_first_level(tmp_path: Path) -> None:
@@ -163,7 +115,26 @@ def test_sources_are_the_first_level(tmp_path: Path) -> None:
 def test_single_file_corpus(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("text")
     (source,) = file_sources(tmp_path / "book.txt", Fingerprints(tmp_path))
-    assert list(source.read(Reading())) == [plain(b"text")]
+    (unit,) = source.units
+    assert list(read_unit(json.loads(json.dumps(unit)), Reading())) == [Located(plain(b"text"), 0, 1)]
+    assert source.files == ({"path": "book.txt", "sha256": hashlib.sha256(b"text").hexdigest(), "bytes": 4},)
+
+
+@pytest.mark.parametrize("limit", [1, 5, 100])
+def test_units_hold_every_file_once_and_no_more_than_they_should(limit: int) -> None:
+    sizes = [3, 0, 9, 1, 1, 1, 4, 7]
+    runs = list(grouped(sizes, limit))
+    assert [place for run in runs for place in run] == list(range(len(sizes)))
+    assert all(len(run) == 1 or sum(sizes[i] for i in run) <= limit for run in runs)
+
+
+def test_units_are_the_same_in_another_place(tmp_path: Path) -> None:
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.txt").write_text("text")
+    first, second = (file_sources(tmp_path / place, Fingerprints(tmp_path))[0].units[0] for place in ("one", "two"))
+    assert first["place"] != second["place"]
+    assert {**first, "place": None} == {**second, "place": None}
 
 
 @pytest.mark.parametrize(
@@ -182,4 +153,4 @@ def test_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.txt \(No such file"):
         file_sources(tmp_path / "corpus", Fingerprints(tmp_path))
     with pytest.raises(DataError, match=r"gone\.txt \(No such file"):
-        documents(tmp_path / "corpus" / "gone.txt")
+        items(tmp_path / "corpus" / "gone.txt")

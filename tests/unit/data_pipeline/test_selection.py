@@ -1,27 +1,19 @@
 from __future__ import annotations
 
-import random
+import hashlib
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from data_pipeline.documents import Document, Part, plain
-from data_pipeline.selection import Chosen, Selector, split_heldout, water_level
-from refractor_megatron.errors import DataError
-
-
-def fill(offers: list[tuple[int, Document]], cap: int = 10**9, seed: int = 0) -> Selector:
-    selector = Selector(cap, seed)
-    for source, document in offers:
-        selector.add(source, document)
-    return selector
+from data_pipeline.selection import in_order, split_heldout, under_cap, water_level
 
 
-def offers(count: int, size: int = 100) -> list[tuple[int, Document]]:
-    return [(i % 3, plain(f"{i:05} ".encode() * (size // 6))) for i in range(count)]
-
-
-def keys(chosen: list[Chosen]) -> list[bytes]:
-    return [one.document.key for one in chosen]
+def keys_of(count: int, start: int = 0) -> npt.NDArray[np.uint8]:
+    digests = (hashlib.blake2b(b"%d" % i, digest_size=16).digest() for i in range(start, start + count))
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16)
 
 
 @pytest.mark.parametrize(
@@ -32,89 +24,64 @@ def test_water_level(sizes: list[int], cap: int, level: int) -> None:
     assert water_level(sizes, cap) == level
 
 
-def test_order_does_not_depend_on_arrival() -> None:
-    many = offers(200)
-    shuffled = random.Random(1).sample(many, len(many))
-    assert keys(fill(many).finish()) == keys(fill(shuffled).finish())
-    assert keys(fill(many).finish()) != keys(fill(many, seed=1).finish())
+def test_order_depends_on_content_and_seed_alone() -> None:
+    keys = keys_of(200)
+    shuffled = np.random.default_rng(1).permutation(200)
+    assert np.array_equal(keys[in_order(keys, 0)], keys[shuffled][in_order(keys[shuffled], 0)])
+    assert not np.array_equal(in_order(keys, 0), in_order(keys, 1))
 
 
-def test_cap_holds_is_spread_over_sources_and_forgets_nothing_it_needs() -> None:
-    """Trimming on the way gives what a selection over the whole corpus gives."""
-    many = offers(3000)
-    capped = fill(many, cap=30_000).finish()
-    whole = fill(many).finish()
-    size = {source: sum(one.document.size for one in capped if one.source == source) for source in range(3)}
-    assert 29_900 < sum(size.values()) <= 30_000
-    assert max(size.values()) - min(size.values()) <= 100
-    for source in range(3):
-        mine = keys([one for one in capped if one.source == source])
-        assert mine == keys([one for one in whole if one.source == source])[: len(mine)]
+def naive_under_cap(order: list[int], sizes: list[int], sources: list[int], cap: int) -> list[int]:
+    offered: dict[int, int] = {}
+    for row in order:
+        offered[sources[row]] = offered.get(sources[row], 0) + sizes[row]
+    level = water_level(list(offered.values()), cap)
+    total = dict.fromkeys(offered, 0)
+    kept, crossing, over = set(), [], set()
+    for row in order:
+        total[sources[row]] += sizes[row]
+        if total[sources[row]] <= level:
+            kept.add(row)
+        elif sources[row] not in over:
+            over.add(sources[row])
+            crossing.append(row)
+    room = cap - sum(sizes[row] for row in kept)
+    for row in crossing:
+        if sizes[row] <= room:
+            kept.add(row)
+            room -= sizes[row]
+    return [row for row in order if row in kept]
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 4)), max_size=60), st.integers(1, 1500), st.data())
+def test_cap_is_a_fair_share_of_every_source(rows: list[tuple[int, int]], cap: int, data: st.DataObject) -> None:
+    sizes, sources = [size for size, _ in rows], [source for _, source in rows]
+    order = data.draw(st.permutations(range(len(rows))))
+    order = order[: data.draw(st.integers(0, len(rows)))]
+    columns = np.array(sizes, dtype=np.int64), np.array(sources, dtype=np.int64)
+    chosen = under_cap(np.array(order, dtype=np.int64), *columns, cap).tolist()
+    assert chosen == naive_under_cap(order, sizes, sources, cap)
+    assert sum(sizes[row] for row in chosen) <= cap
 
 
 def test_many_sources_of_large_documents_fill_the_cap() -> None:
     """A hundred sources whose every document is above the fair share still give what fits."""
-    many = [(i % 100, plain(b"%05d" % i * 200)) for i in range(300)]
-    chosen = fill(many, cap=10_500).finish()
-    assert len(chosen) == 10
-    assert len({one.source for one in chosen}) == 10
-
-
-def test_memory_stays_near_the_cap() -> None:
-    selector = Selector(10_000, 0)
-    for source, document in offers(3000):
-        selector.add(source, document)
-        assert selector._held <= 20_000 + 4 * document.size
-
-
-def test_duplicates_and_blanks_are_counted() -> None:
-    blank = [plain(b""), plain(b" \n\t"), Document((Part(b" "),), framed=True)]
-    selector = fill([*offers(10), (0, plain(b"00000 " * 16)), *((1, one) for one in blank)])
-    assert len(selector.finish()) == 10
-    assert (selector.counts["duplicate"], selector.counts["blank"]) == (1, 3)
-
-
-def test_roles_make_documents_different() -> None:
-    texts = [Document((Part(b"x", role=role),), framed=True) for role in range(3)] + [plain(b"x")]
-    assert len({text.key for text in texts}) == 4
+    sources = np.arange(300, dtype=np.int64) % 100
+    chosen = under_cap(np.arange(300, dtype=np.int64), np.full(300, 1000, dtype=np.int64), sources, 10_500)
+    assert len(chosen) == 10 and len(set(sources[chosen].tolist())) == 10
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 0.02, 0.5, 1 - 1e-9])
 def test_split_is_disjoint_complete_and_never_empty(fraction: float) -> None:
-    chosen = fill(offers(50)).finish()
-    train, heldout = split_heldout(chosen, fraction, 0)
-    assert train and heldout
-    assert sorted(keys(train) + keys(heldout)) == sorted(keys(chosen))
+    keys = keys_of(50)
+    train, heldout = split_heldout(in_order(keys, 0), keys, fraction, 0)
+    assert len(train) and len(heldout)
+    assert sorted([*train.tolist(), *heldout.tolist()]) == list(range(50))
 
 
 def test_side_depends_on_the_document_alone() -> None:
-    small, large = fill(offers(300)).finish(), fill(offers(900)).finish()
-    held_small = set(keys(split_heldout(small, 0.2, 0)[1]))
-    held_large = set(keys(split_heldout(large, 0.2, 0)[1]))
-    assert held_small == held_large & set(keys(small))
-    assert abs(len(held_large) - 180) < 60
-
-
-def test_single_document_is_cut_at_line_ends() -> None:
-    book = b"".join(b"line %d of the book\n" % i for i in range(400))
-    selector = fill([(0, plain(book))])
-    chosen = selector.finish()
-    assert len(chosen) >= 20
-    assert all(one.document.parts[0].data.endswith(b"\n") for one in chosen)
-    assert sum(one.document.size for one in chosen) == len(book)
-    assert selector.counts["cut"] == len(chosen) - 1
-
-
-@pytest.mark.parametrize(
-    ("found", "cap", "reason"),
-    [
-        ([], 100, "0 usable documents"),
-        ([plain(b" "), plain(b"")], 100, r"0 usable documents \(2 blank"),
-        ([plain(b"tiny")], 100, "1 usable documents"),
-        ([Document((Part(b"only talk"),), framed=True)], 100, "1 usable documents"),
-        ([plain(b"long text " * 9), plain(b"more text " * 9)], 50, r"data\.max_mb .* leaves 0 usable documents of 2"),
-    ],
-)
-def test_too_little_is_refused(found: list[Document], cap: int, reason: str) -> None:
-    with pytest.raises(DataError, match=reason):
-        fill([(0, one) for one in found], cap=cap).finish()
+    keys = keys_of(900)
+    small = split_heldout(np.arange(300, dtype=np.int64), keys, 0.2, 0)[1]
+    large = split_heldout(np.arange(900, dtype=np.int64), keys, 0.2, 0)[1]
+    assert set(small.tolist()) == set(large[large < 300].tolist())
+    assert abs(len(large) - 180) < 60

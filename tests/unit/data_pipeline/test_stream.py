@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline import manifest as manifests
 from data_pipeline.build import BuiltData
 from data_pipeline.pack.indexed import read_indexed
 from data_pipeline.stream import Sample, SampleStream
@@ -156,7 +157,8 @@ def test_files_of_two_builds_are_refused(mixed: BuiltData, builder: Builder, tmp
     shutil.copy(other / "train.rec", folder / "train.rec")
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["train.rec"]["bytes"] = (folder / "train.rec").stat().st_size
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    manifest["merkle_root"] = manifests.root(manifest)
+    (folder / "manifest.json").write_bytes(manifests.serialised(manifest))
     with pytest.raises(DataError, match="are not of one build"):
         SampleStream(folder, SEQ, 0)
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from data_pipeline.build import BuiltData, build
+from data_pipeline.options import Options
 from data_pipeline.stream import Sample
 from refractor_megatron.config import RunConfig, compose
 from refractor_megatron.errors import DataError
 from refractor_megatron.evaluation.sampling import SamplingOptions, continue_prompts
 from refractor_megatron.training.batches import rank_batches, read_by_next, stack
-from refractor_megatron.training.dataset import open_index, open_stream, prepared
+from refractor_megatron.training.dataset import heldout_stream, open_index, prepared, training_stream
 from refractor_megatron.training.folder import RunFolder, write_json
 from refractor_megatron.training.retrieval import open_retrieval
 from tests.corpus import write_corpus
@@ -36,7 +37,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltData:
     root = tmp_path_factory.mktemp("retrieval")
     write_corpus(root / "text")
     return build(
-        root / "text", root, name="text", vocab_size=400, max_mb=0.1, heldout_fraction=0.2, seed=0,
+        root / "text", root, Options("text", vocab_size=400, max_mb=0.1, heldout_fraction=0.2),
         cache=root / "cache", log=lambda line: None,
     )  # fmt: skip
 
@@ -100,7 +101,7 @@ def test_batches_carry_the_ids_behind_the_records(folder: RunFolder) -> None:
     cfg = config(*ON)
     neighbours = open_retrieval(folder, cfg, torch.device("cpu")).neighbours()
     assert neighbours is not None
-    stream = open_stream(folder, cfg, "train")
+    stream = training_stream(folder, cfg)
     plain = list(rank_batches(stream, 8, 2, 2, 0, 1))
     found = list(rank_batches(stream, 8, 2, 2, 0, 1, neighbours))
     for one, two in zip(plain, found, strict=True):
@@ -118,7 +119,7 @@ def test_continuations_read_what_a_batch_of_the_whole_text_would(folder: RunFold
     cfg = config(*ON)
     neighbours = open_retrieval(folder, cfg, torch.device("cpu")).neighbours()
     assert neighbours is not None
-    stream = open_stream(folder, cfg, "heldout")
+    stream = heldout_stream(folder, cfg)
     batch = stack([stream.window(0)], neighbours)
     vocabulary, prompt, count = 400, CHUNK + 5, 3 * CHUNK
     seen: list[torch.Tensor] = []

@@ -1,0 +1,1 @@
+"""Stages of rising sequence length, and which documents each trains on."""

@@ -1,0 +1,1 @@
+"""Duplicates: exact, and near by MinHash with every candidate verified."""

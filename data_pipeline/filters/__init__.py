@@ -1,0 +1,1 @@
+"""Which documents are fit to train on: signals, decisions by thresholds over them, an audit."""

@@ -1,0 +1,1 @@
+"""How often each domain is drawn, and which sample is whose."""

@@ -1,0 +1,328 @@
+"""From sources to the documents that will be trained on: read, judge, deduplicate, choose, refine.
+
+Each step is a ``Stage`` in the work folder, so what was done stays done when a build is killed, and a changed threshold
+reruns only the steps that depend on it: signals and signatures are kept. Between steps stand row masks, a byte a
+document; no step holds the text of more than one shard a worker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pyarrow import parquet
+
+from data_pipeline.catalogue import Catalogue
+from data_pipeline.documents import PART_BYTES
+from data_pipeline.engine.tasks import Executor, Stage, task_folder
+from data_pipeline.filters.audit import AuditRow
+from data_pipeline.options import Options
+from data_pipeline.output import fsync_tree
+from data_pipeline.progress import Log
+from data_pipeline.receipts.ledger import Ledger
+from data_pipeline.selection import in_order, split_heldout, under_cap
+from data_pipeline.shards import Shard
+from data_pipeline.sources.base import Source
+from data_pipeline.sources.fingerprint import sha256_of
+from data_pipeline.sources.ingest import QUARANTINE, check_bad_fraction, ingest_stage, ledgers_of
+from refractor_megatron.errors import DataError
+
+Mask = npt.NDArray[np.bool_]
+#: A long text is cut so that at least this many parts fit under data.max_mb, but no finer than ``SMALLEST_PART`` bytes.
+PARTS_IN_CAP = 16
+SMALLEST_PART = 64 << 10
+#: A lone document is cut into this many parts, so that some can be held out.
+PARTS_OF_ONE = 20
+
+
+@dataclass(frozen=True)
+class Refined:
+    """``catalogue`` of the refined shards; rows of it int64 [m] in the seeded hash order for each split."""
+
+    catalogue: Catalogue
+    train: npt.NDArray[np.int64]
+    heldout: npt.NDArray[np.int64]
+    origin: npt.NDArray[np.int64]  # [n], row number among the documents that were read
+
+
+@dataclass
+class Pipeline:
+    """One build's way from sources to refined shards; ``ledgers`` and the audit say what became of the rest."""
+
+    sources: Sequence[Source]
+    options: Options
+    work: Path
+    executor: Executor
+    log: Log
+    ledgers: list[Ledger] = field(default_factory=list)
+    audit: list[AuditRow] = field(default_factory=list)
+    audit_files: list[Path] = field(default_factory=list)
+    quarantine_files: list[Path] = field(default_factory=list)
+    signals: list[dict[str, npt.NDArray[Any]]] = field(default_factory=list)  # of each shard; empty without filters
+
+    def run(self) -> Refined:
+        """All steps. Raises ``DataError`` if a source is too bad or nothing is left."""
+        catalogue = self._read()
+        keep = np.ones(len(catalogue), dtype=np.bool_)
+        if self.options.filters.enabled or self.options.mix.by == "language":
+            self._compute_signals(catalogue)
+        if self.options.filters.enabled:
+            keep = self._filter(catalogue, keep)
+        keep = self._deduplicate(catalogue, keep)
+        train, heldout = self._select(catalogue, keep)
+        if self.options.decontaminate.enabled:
+            train = self._decontaminate(catalogue, train, heldout)
+        self.catalogue = catalogue
+        return self._refine(catalogue, train, heldout)
+
+    # Steps, in order.
+
+    def _read(self) -> Catalogue:
+        cap = int(self.options.max_mb * 1e6)
+        catalogue = self._ingest(min(PART_BYTES, max(SMALLEST_PART, cap // PARTS_IN_CAP)))
+        if len(catalogue) == 1 and not Shard(catalogue.shards[0]).framed[0]:
+            catalogue = self._ingest(max(8, -(-int(catalogue.sizes[0]) // PARTS_OF_ONE)))
+        if not len(catalogue):
+            self._refuse(0, 0)
+        return catalogue
+
+    def _ingest(self, part_bytes: int) -> Catalogue:
+        stage = ingest_stage(self.sources, part_bytes)
+        folder = self.executor.run(stage, self.work, self.log)
+        check_bad_fraction(self.sources, folder, stage.count, self.options.max_bad_fraction)
+        tasks = [task_folder(folder, index) for index in range(stage.count)]
+        self.quarantine_files = [task / QUARANTINE for task in tasks]
+        self.entered = ledgers_of(folder, stage.count)
+        self.ledgers = [Ledger.sum("ingest", self.entered)]
+        self.digest = stage.digest
+        return Catalogue.of([path for task in tasks for path in sorted(task.glob("*.arrow"))])
+
+    def _compute_signals(self, catalogue: Catalogue) -> None:
+        from data_pipeline.filters.stages import FILE, VERSION, made_by, read_signals
+
+        tasks = self._per_shard(
+            "signals",
+            "data_pipeline.filters.stages:signals_task",
+            catalogue,
+            {"version": VERSION, "made_by": made_by(), "pii": self.options.filters.pii != "off"},
+        )
+        self._signal_files = [task / FILE for task in tasks]
+        self.signals = [read_signals(path) for path in self._signal_files]
+
+    def _filter(self, catalogue: Catalogue, keep: Mask) -> Mask:
+        from data_pipeline.filters.decide import decide, perplexity_bands
+        from data_pipeline.filters.quality import chosen_rules, thresholds_of
+
+        options = self.options.filters
+        perplexities, bands = None, None
+        if options.perplexity_low > 0 or options.perplexity_high < 100:
+            perplexities = self._perplexities(catalogue)
+            languages = np.concatenate([one["language"] for one in self.signals])
+            values = np.concatenate(perplexities)
+            bands = perplexity_bands(values[keep], languages[keep], options.perplexity_low, options.perplexity_high)
+        rules = chosen_rules(options.rules_on, options.rules_off, thresholds_of(options.thresholds))
+        passed = np.ones(len(catalogue), dtype=np.bool_)
+        for number, signals in enumerate(self.signals):
+            decision = decide(signals, None if perplexities is None else perplexities[number], bands, options, rules)
+            passed[catalogue.first[number] : catalogue.first[number + 1]] = decision.keep
+            self.audit.extend(decision.rows)
+        reasons = Counter(row.rule for row in self.audit)
+        return self._drop(keep, "filters", ~passed, dict(reasons))
+
+    def _perplexities(self, catalogue: Catalogue) -> list[npt.NDArray[Any]]:
+        from data_pipeline.filters.perplexity import SAMPLE_BYTES
+
+        told = {"signals": [str(path) for path in self._signal_files]}
+        train = Stage(
+            "ngram",
+            "data_pipeline.filters.perplexity:train_task",
+            1,
+            {"text": self.digest, "seed": self.options.seed, "sample_bytes": SAMPLE_BYTES},
+            volatile={"shards": [str(path) for path in catalogue.shards], **told},
+        )
+        models = task_folder(self.executor.run(train, self.work, self.log), 0)
+        tasks = self._per_shard(
+            "perplexity", "data_pipeline.filters.perplexity:score_task", catalogue, {"of": train.digest},
+            {**told, "models": str(models)},
+        )  # fmt: skip
+        return [parquet.read_table(task / "perplexity.parquet")["perplexity"].to_numpy() for task in tasks]
+
+    def _deduplicate(self, catalogue: Catalogue, keep: Mask) -> Mask:
+        """Documents of equal content always; near ones if the options say so."""
+        from data_pipeline.dedup.removals import deduplicate
+
+        removals = deduplicate(
+            list(catalogue.shards),
+            catalogue.split(keep),
+            catalogue.split(self._quality(catalogue)),
+            [source.name for source in self.sources],
+            self.options.dedup,
+            self.executor,
+            self.work,
+            self.log,
+        )
+        self.audit.extend(AuditRow(**row) for row in removals.audit())
+        self.removals = removals
+        reasons = {"duplicate": removals.counts["exact"], "near-duplicate": removals.counts["near"]}
+        return self._drop(keep, "dedup", np.concatenate([np.zeros(0, np.bool_), *removals.removed]), reasons)
+
+    def _select(self, catalogue: Catalogue, keep: Mask) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        order = in_order(catalogue.keys, self.options.seed)
+        order = order[keep[order]]
+        chosen = under_cap(order, catalogue.sizes, catalogue.sources, int(self.options.max_mb * 1e6))
+        over = keep.copy()
+        over[chosen] = False
+        self._drop(keep, "over_cap", over)
+        if len(chosen) < 2:
+            self._refuse(len(order), len(chosen))
+        return split_heldout(chosen, catalogue.keys, self.options.heldout_fraction, self.options.seed)
+
+    def _refuse(self, usable: int, chosen: int) -> None:
+        first = self.ledgers[0]
+        if usable > chosen:
+            raise DataError(
+                f"data.max_mb ({self.options.max_mb:g} MB) leaves {chosen} usable documents of {usable}; raise it."
+            )
+        gone = {
+            reason: n for ledger in self.ledgers for reason, n in (ledger.dropped | ledger.quarantined).items() if n
+        }
+        why = ", ".join(f"{count} {reason}" for reason, count in gone.items()) or "none was dropped"
+        raise DataError(
+            f"The corpus has {usable} usable documents of {first.entered} ({why}), but training and held-out text need "
+            "one each; add text or loosen data.filters."
+        )
+
+    def _decontaminate(
+        self, catalogue: Catalogue, train: npt.NDArray[np.int64], heldout: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        options = self.options.decontaminate
+        masks = {"train": _mask(len(catalogue), train), "heldout": _mask(len(catalogue), heldout)}
+        files = [[path, sha256_of(Path(path))] for path in options.files]
+        content = {name: _digest_array(mask) for name, mask in masks.items()} | {"text": self.digest}
+        saved = self._save(f"splits-{_digest(content)[:12]}", {name: catalogue.split(m) for name, m in masks.items()})
+        shards = [str(path) for path in catalogue.shards]
+        gather = Stage(
+            "evaluation-set",
+            "data_pipeline.filters.decontaminate:evaluation_task",
+            1,
+            {**content, "ngram": options.ngram, "files_sha256": [sha256 for _, sha256 in files]},
+            volatile={"shards": shards, "heldout": saved["heldout"], "files": [path for path, _ in files]},
+        )
+        evaluation = task_folder(self.executor.run(gather, self.work, self.log), 0)
+        tasks = self._per_shard(
+            "decontaminate",
+            "data_pipeline.filters.decontaminate:decontaminate_task",
+            catalogue,
+            {**content, "of": gather.digest, "threshold": options.overlap},
+            {"train": saved["train"], "evaluation": str(evaluation)},
+        )
+        self.audit_files += [task / "audit.parquet" for task in tasks]
+        kept = np.concatenate([np.load(task / "keep.npy") for task in tasks])
+        self._drop(masks["train"] | masks["heldout"], "contaminated", masks["train"] & ~kept)
+        left: npt.NDArray[np.int64] = train[kept[train]]
+        if not len(left):
+            raise DataError(
+                "Every training document shares its text with evaluation documents; raise data.decontaminate.overlap."
+            )
+        return left
+
+    def _refine(self, catalogue: Catalogue, train: npt.NDArray[np.int64], heldout: npt.NDArray[np.int64]) -> Refined:
+        masks = {"train": _mask(len(catalogue), train), "keep": _mask(len(catalogue), np.concatenate([train, heldout]))}
+        keep = masks["keep"]
+        tag = _digest([self.digest, *map(_digest_array, masks.values())])
+        saved = self._save(f"chosen-{tag[:12]}", {name: catalogue.split(mask) for name, mask in masks.items()})
+        cuts = self._paragraph_cuts(catalogue, saved["train"]) if self.options.dedup.paragraphs else None
+        scrub = self.options.filters.enabled and self.options.filters.pii == "scrub"
+        self.digest = _digest([tag, cuts is not None, scrub])
+        paths = self._per_shard(
+            "refine",
+            "data_pipeline.refine:refine_task",
+            catalogue,
+            {"scrub": scrub},
+            {"keep": saved["keep"], "cuts": cuts},
+        )
+        self.audit_files += [path / "audit.parquet" for path in paths]
+        rows = [np.load(path / "rows.npy") + low for path, low in zip(paths, catalogue.first[:-1], strict=True)]
+        origin = np.concatenate([np.empty(0, np.int64), *rows])
+        gone = keep.copy()
+        gone[origin] = False
+        self._drop(keep, "empty after edits", gone)
+        shards = [path / "00000.arrow" for path, kept in zip(paths, rows, strict=True) if len(kept)]
+        place = np.full(len(catalogue), -1, dtype=np.int64)
+        place[origin] = np.arange(len(origin))
+        sides = [place[side][place[side] >= 0] for side in (train, heldout)]
+        return Refined(Catalogue.of(shards), sides[0], sides[1], origin)
+
+    def _paragraph_cuts(self, catalogue: Catalogue, train: list[str]) -> list[str]:
+        from data_pipeline.dedup.paragraphs import paragraph_duplicates
+
+        masks = [Path(path) for path in train]
+        folders = paragraph_duplicates(list(catalogue.shards), masks, self.executor, self.work, self.log)
+        return [str(folder) for folder in folders]
+
+    # What steps share.
+
+    def _per_shard(
+        self,
+        name: str,
+        function: str,
+        catalogue: Catalogue,
+        params: dict[str, Any],
+        volatile: dict[str, Any] | None = None,
+    ) -> list[Path]:
+        """Runs a task for each shard; returns their folders."""
+        stage = Stage(
+            name,
+            function,
+            len(catalogue.shards),
+            {"text": self.digest, **params},
+            volatile={"shards": [str(path) for path in catalogue.shards], **(volatile or {})},
+            megabytes=tuple(float(sizes.sum()) / 1e6 for sizes in catalogue.split(catalogue.sizes)),
+        )
+        folder = self.executor.run(stage, self.work, self.log)
+        return [task_folder(folder, index) for index in range(stage.count)]
+
+    def _save(self, name: str, masks: dict[str, list[Mask]]) -> dict[str, list[str]]:
+        """Writes the masks of each shard for tasks to read; the same name always holds the same bytes."""
+        folder = self.work / name
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = {key: [str(folder / f"{key}-{i:05d}.npy") for i in range(len(each))] for key, each in masks.items()}
+        for key, each in masks.items():
+            for path, mask in zip(paths[key], each, strict=True):
+                np.save(path, mask)
+        fsync_tree(folder)
+        return paths
+
+    def _quality(self, catalogue: Catalogue) -> npt.NDArray[np.float32]:
+        if not self.signals:
+            return np.zeros(len(catalogue), dtype=np.float32)
+        return np.concatenate([one["quality"] for one in self.signals]).astype(np.float32)
+
+    def _drop(self, keep: Mask, name: str, gone: Mask, reasons: dict[str, int] | None = None) -> Mask:
+        """Enters a step into the ledger; returns what is left. ``reasons`` split its count."""
+        left = keep & ~gone
+        entered, kept = int(keep.sum()), int(left.sum())
+        dropped = {name: entered - kept} if reasons is None else reasons
+        self.ledgers.append(Ledger(name, entered, kept, dropped).follow(self.ledgers[-1]))
+        return left
+
+
+def _mask(size: int, rows: npt.NDArray[np.int64]) -> Mask:
+    mask = np.zeros(size, dtype=np.bool_)
+    mask[rows] = True
+    return mask
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_array(values: npt.NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()

@@ -1,0 +1,28 @@
+"""The tokenizer of a build: trained on the first documents of the training split in hash order, which is a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.shards import Shard
+from refractor_megatron.tokenizer import train_tokenizer
+
+
+def learn_task(params: dict[str, Any], index: int, out: Path) -> None:
+    """Writes ``tokenizer.json``.
+
+    params: ``shards``: paths; ``sample``: path of int64 [m, 2], (shard, row) in order; ``vocab_size``; ``max_bytes``.
+    """
+    assert index == 0
+    tokenizer = train_tokenizer(_texts(params), params["vocab_size"], params["max_bytes"])
+    tokenizer.save(out / "tokenizer.json")
+
+
+def _texts(params: dict[str, Any]) -> Iterator[bytes]:
+    for number, row in np.load(params["sample"]).tolist():
+        for part in Shard(Path(params["shards"][number])).document(row).parts:
+            yield part.data

@@ -1,0 +1,1 @@
+"""What an entry of a source must look like, and the check of it."""
