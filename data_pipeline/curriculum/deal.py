@@ -65,7 +65,7 @@ class LeftOut:
 def deal(
     corpus: Corpus, lengths: Sequence[int], short_share: float, kinds: int, key: str
 ) -> tuple[list[Dealt], list[LeftOut]]:
-    """Stages in the order of ``lengths``, and those that had too little long text. The first has what there is, were it
+    """Stages in the order of ``lengths``, and those that had too little text. A lone one has what there is, were it
     nothing. Where a stage is left out, all is dealt again without it: its documents are long for the one after it."""
     left_out: list[LeftOut] = []
     while True:
@@ -85,6 +85,8 @@ def _attempt(corpus: Corpus, lengths: Sequence[int], short_share: float, kinds: 
         stage = _stage(corpus, pools, lengths[place], below, made, short_share, f"{key} {lengths[place]}")
         if isinstance(stage, TooLittle):
             return LeftOut(lengths[place], stage)
+        if not place and len(lengths) > 1 and not any(len(one.starts) > 1 for one in stage.packings[: corpus.count]):
+            return LeftOut(lengths[0], TooLittle(stage.passed, lengths[0] + 1))  # all text is longer
         stages.append(stage)
     return stages[::-1]
 

@@ -205,8 +205,8 @@ def _cuts(pieces: Ints, texts: _Texts, capacity: int) -> dict[str, Any]:
 
 def _why_left_out(one: LeftOut) -> str:
     return (
-        f"data: stage {one.length} is left out: {one.reason.tokens} tokens of documents too long for the stage before "
-        f"it fill sequences of one domain, and it needs {one.reason.needs}"
+        f"data: stage {one.length} is left out: {one.reason.tokens} tokens of documents that no shorter stage holds "
+        f"whole fill sequences of one domain, and it needs {one.reason.needs}"
     )
 
 

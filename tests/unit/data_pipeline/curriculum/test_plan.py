@@ -83,7 +83,7 @@ def test_a_stage_without_long_text_is_left_out_and_said_to_be(tmp_path: Path) ->
     assert [stage["length"] for stage in made["stages"]] == [16, 64]
     assert made["left_out"] == [{"length": 300, "tokens": 0, "needs": 196}]
     assert any(
-        re.match(r"data: stage 300 is left out: 0 tokens of documents too long for the stage before", x) for x in lines
+        re.match(r"data: stage 300 is left out: 0 tokens of documents that no shorter stage holds", x) for x in lines
     )
     assert not path_of(tmp_path / "d", 300).exists()
     # and the others are as if it had not been asked for
@@ -97,6 +97,12 @@ def test_a_stage_in_the_middle_may_be_left_out(tmp_path: Path) -> None:
     made = plan(tmp_path / "d", lengths, (16, 64, 160))
     assert [stage["length"] for stage in made["stages"]] == [16, 160]
     assert [one["length"] for one in made["left_out"]] == [64]
+
+
+def test_a_first_stage_without_short_text_is_left_out(tmp_path: Path) -> None:
+    made = plan(tmp_path / "d", [161] * 60, (16, 64, 160))
+    assert [stage["length"] for stage in made["stages"]] == [160]
+    assert [one["length"] for one in made["left_out"]] == [64, 16]
 
 
 def test_documents_beyond_the_last_stage_are_cut_at_it(tmp_path: Path) -> None:
