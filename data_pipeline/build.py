@@ -12,11 +12,10 @@ stamps: rebuilding gives the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,21 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline import manifest as manifests
+from data_pipeline.curriculum.budget import budgets
 from data_pipeline.curriculum.plan import MadeTasks, plan_stages
-from data_pipeline.curriculum.routing import MOST_DRAWN
+from data_pipeline.engine.arrays import save_arrays
 from data_pipeline.engine.choose import executor_of
 from data_pipeline.engine.tasks import Executor, Stage, task_folder
-from data_pipeline.filters.audit import read_audit, write_audit
-from data_pipeline.options import Curriculum, Options, Tasks
+from data_pipeline.identity import check_options, check_weights, evaluation_files, parameters
+from data_pipeline.identity import digest as digest_of
+from data_pipeline.options import Options
 from data_pipeline.output import draft_folder, exclusive, mendable_errors
 from data_pipeline.pack.indexed import read_indexed
 from data_pipeline.pipeline import Pipeline, Refined
 from data_pipeline.progress import Log
 from data_pipeline.receipts.croissant import croissant
+from data_pipeline.receipts.ledger import check_chain
+from data_pipeline.receipts.write import write_audit_of, write_ledgers, write_quarantine
 from data_pipeline.sources import open_sources
 from data_pipeline.sources.base import Source
 from data_pipeline.sources.fingerprint import sha256_of
@@ -42,11 +45,9 @@ from data_pipeline.tables import gather, sources_table, write_documents, write_p
 from data_pipeline.tasks.compose import Kind
 from data_pipeline.tasks.write import generate
 from data_pipeline.tokenise.merge import merge
-from refractor_megatron.errors import DataError, OutputError
+from data_pipeline.versions import versions
+from refractor_megatron.errors import OutputError
 from refractor_megatron.tokenizer import Tokenizer
-
-#: Raise when the same input and options would give other bytes.
-CODE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,13 @@ def build(
     ``tokenizer`` encodes it; without one a tokenizer is trained on a sample of the text. Raises ``DataError`` for an
     unusable corpus or a tokenizer of more ids, ``OutputError`` if a result cannot be written.
     """
-    _check(options, tokenizer)
+    check_options(options, tokenizer)
+    evaluation = evaluation_files(options.decontaminate)
+    body = parameters(options, evaluation, tokenizer)
     with mendable_errors(out_root, cache):
         sources = open_sources(corpus, cache, log, name=options.name, sources_file=sources_file)
-        digest = _digest(options, sources, tokenizer)
+        check_weights(options, sources)
+        digest = digest_of(body, sources)
         folder = out_root / f"{options.name}-{digest[:12]}"
         if (folder / "manifest.json").exists():
             return _up_to_date(folder, log)
@@ -89,43 +93,15 @@ def build(
                 raise OutputError(f"{folder} exists but is not a whole dataset; delete it and run again.")
             with executor_of(options.engine) as executor, draft_folder(folder) as draft:
                 recorder = _Recorder(executor)
-                manifest = _Build(draft, sources, options, tokenizer, digest, work, recorder, log).run()
-            _sweep(work, recorder.used)
+                made = _Build(draft, sources, options, tokenizer, evaluation, {**body}, digest, work, recorder, log)
+                manifest = made.run()
+            _sweep(work, recorder.used | made.pipeline.kept)
     return BuiltData(folder, manifest, built=True)
 
 
 def _up_to_date(folder: Path, log: Log) -> BuiltData:
     log(f"data: {folder} is up to date")
     return BuiltData(folder, manifests.load(folder), built=False)
-
-
-def _check(options: Options, tokenizer: Tokenizer | None) -> None:
-    if not options.name or options.name.startswith(".") or "/" in options.name:
-        raise DataError(f"data.name {options.name!r} cannot name a folder; use letters, digits and dashes.")
-    if options.max_mb <= 0:
-        raise DataError(f"data.max_mb must be above 0, not {options.max_mb:g}.")
-    if not 0 < options.heldout_fraction < 1:
-        raise DataError(f"data.heldout_fraction must lie between 0 and 1, not {options.heldout_fraction:g}.")
-    lengths = options.curriculum.lengths
-    if any(low >= high for low, high in zip(lengths, lengths[1:], strict=False)) or any(one < 2 for one in lengths):
-        raise DataError(f"data.curriculum.lengths must rise and be at least 2, not {list(lengths)}.")
-    if tokenizer is not None and tokenizer.vocab_size > options.vocab_size:
-        raise DataError(
-            f"The tokenizer has {tokenizer.vocab_size} ids and model.vocab_size is {options.vocab_size}: "
-            f"set model.vocab_size={tokenizer.vocab_size}."
-        )
-
-
-def _parameters(options: Options, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    body = asdict(options)
-    del body["engine"]  # changes no byte
-    return body if tokenizer is None else {**body, "tokenizer": tokenizer.digest}
-
-
-def _digest(options: Options, sources: list[Source], tokenizer: Tokenizer | None) -> str:
-    inputs = [{"name": s.name, "version": s.version, "identity": s.identity, "weight": s.weight} for s in sources]
-    body = {"code": CODE_VERSION, "parameters": _parameters(options, tokenizer), "sources": inputs}
-    return hashlib.sha256(manifests.canonical(body)).hexdigest()
 
 
 @dataclass
@@ -136,6 +112,8 @@ class _Build:
     sources: list[Source]
     options: Options
     tokenizer: Tokenizer | None
+    evaluation: list[tuple[str, str]]
+    parameters: dict[str, Any]
     digest: str
     work: Path
     executor: Executor
@@ -144,7 +122,7 @@ class _Build:
     def run(self) -> dict[str, Any]:
         """Everything from reading to the sealed manifest, which it returns."""
         clock = _Clock(self.log)
-        self.pipeline = Pipeline(self.sources, self.options, self.work, self.executor, self.log)
+        self.pipeline = Pipeline(self.sources, self.options, self.work, self.executor, self.log, self.evaluation)
         refined = self.pipeline.run()
         clock.lap("read, judge, deduplicate and select")
         self._write_sources(refined)
@@ -155,13 +133,14 @@ class _Build:
         splits = self._encode(refined, tokenizer)
         clock.lap("encode and merge")
         extra = self._stages(refined, splits, tokenizer)
+        clock.lap("document tables, made tasks and stages")
         self._write_receipts()
         counts = self._counts()
         _report(counts, splits, self.log)
         body = {
             "digest": self.digest,
-            "code_version": CODE_VERSION,
-            "parameters": _parameters(self.options, self.tokenizer),
+            "made_by": versions(),
+            "parameters": self.parameters,
             "tokenizer": {"vocab_size": tokenizer.vocab_size, "sha256": tokenizer.digest},
             "splits": splits,
             "provenance_sources": names,
@@ -194,18 +173,34 @@ class _Build:
         limit = int(self.options.tokenizer_mb * 1e6)
         total = np.cumsum(refined.catalogue.sizes[refined.train])
         sample = refined.train[: int(np.searchsorted(total, limit)) + 1]
-        places = self.work / f"sample-{self.pipeline.digest[:12]}" / "places.npy"
-        places.parent.mkdir(parents=True, exist_ok=True)
-        np.save(places, refined.catalogue.places(sample))
+        places = save_arrays(self.work, "sample", places=refined.catalogue.places(sample))
+        self.pipeline.kept.add(places.folder.name)
         stage = Stage(
             "tokenizer",
             "data_pipeline.tokenise.learn:learn_task",
             1,
-            {"text": self.pipeline.digest, "vocab_size": self.options.vocab_size, "max_bytes": limit},
-            volatile={"shards": [str(path) for path in refined.catalogue.shards], "sample": str(places)},
+            {
+                "text": self.pipeline.digest,
+                "sample_digest": places.digest,
+                "vocab_size": self.options.vocab_size,
+                "max_bytes": limit,
+            },
+            volatile={
+                "shards": [str(path) for path in refined.catalogue.shards],
+                "sample": places.path("places"),
+            },
         )
         folder = self.executor.run(stage, self.work, self.log)
         return Tokenizer.load(task_folder(folder, 0) / "tokenizer.json")
+
+    def _kept_tokenizer(self, tokenizer: Tokenizer) -> Path:
+        """A file of it in the work folder, which tasks on other hosts see; the draft may be swept under them."""
+        folder = self.work / f"tokenizer-file-{tokenizer.digest[:12]}"
+        self.pipeline.kept.add(folder.name)
+        if not folder.is_dir():
+            with draft_folder(folder) as draft:
+                tokenizer.save(draft / "tokenizer.json")
+        return folder / "tokenizer.json"
 
     def _encode(self, refined: Refined, tokenizer: Tokenizer) -> dict[str, dict[str, int]]:
         catalogue = refined.catalogue
@@ -216,7 +211,7 @@ class _Build:
             {"text": self.pipeline.digest, "tokenizer_digest": tokenizer.digest},
             volatile={
                 "shards": [str(path) for path in catalogue.shards],
-                "tokenizer": str((self.draft / "tokenizer.json").absolute()),
+                "tokenizer": str(self._kept_tokenizer(tokenizer)),
             },
             megabytes=tuple(float(sizes.sum()) / 1e6 for sizes in catalogue.split(catalogue.sizes)),
         )
@@ -293,14 +288,10 @@ class _Build:
     def _write_receipts(self) -> None:
         """``ledger.json``, ``audit.parquet`` and ``quarantine.jsonl``: what became of every document."""
         pipeline = self.pipeline
-        chain = [ledger.as_json() for ledger in pipeline.ledgers]
-        (self.draft / "ledger.json").write_text(json.dumps(chain, indent=1) + "\n")
-        rows = [*pipeline.audit, *(row for path in pipeline.audit_files for row in read_audit(path))]
-        rows.sort(key=lambda row: (row.id, row.filter, row.rule, row.source))
-        write_audit(self.draft / "audit.parquet", rows)
-        with (self.draft / "quarantine.jsonl").open("wb") as out:
-            for path in pipeline.quarantine_files:
-                out.write(path.read_bytes())
+        check_chain([ledger.as_json() for ledger in pipeline.ledgers])
+        write_ledgers(self.draft, pipeline.ledgers)
+        write_audit_of(self.draft, pipeline.audit, pipeline.audit_files)
+        write_quarantine(self.draft, pipeline.quarantine_files, scrub=self.options.filters.pii == "scrub")
 
     def _counts(self) -> dict[str, int]:
         """Documents that did not come in, by reason, over all steps; ``cut``: further parts of long documents."""
@@ -311,27 +302,6 @@ class _Build:
             counts["quarantined"] += sum(ledger.quarantined.values())
         counts["cut"] = sum(ledger["cut_parts"] for ledger in self.pipeline.entered)
         return counts
-
-
-def budgets(lengths: npt.NDArray[np.int64], curriculum: Curriculum, tasks: Tasks) -> dict[int, tuple[int, int]]:
-    """Tokens of (retrieval, long-range) tasks that each stage needs, by its length, so that none is read much more
-    often than the text. ``lengths``: tokens of each training document.
-
-    A stage's text is what only it holds whole, and the short text that is mixed in; longer stages draw first.
-    """
-    edges = np.array(curriculum.lengths, dtype=np.int64) + 1
-    stage = np.minimum(np.searchsorted(edges, lengths), len(edges) - 1)
-    total = np.bincount(stage, weights=lengths.astype(np.float64), minlength=len(edges))
-    for number in range(len(edges) - 1, 0, -1):
-        shorter = total[:number].sum()
-        drawn = min(total[number] * curriculum.short_share / (1 - curriculum.short_share), MOST_DRAWN * shorter)
-        total[:number] *= 1 - drawn / max(shorter, 1.0)
-        total[number] += drawn
-    rest = 1 - tasks.retrieval - tasks.long_range
-    return {
-        int(length): (int(tokens * tasks.retrieval / rest), int(tokens * tasks.long_range / rest))
-        for length, tokens in zip(curriculum.lengths, total, strict=True)
-    }
 
 
 def _report(counts: dict[str, int], splits: dict[str, dict[str, int]], log: Log) -> None:

@@ -21,6 +21,7 @@ class Catalogue:
     first: npt.NDArray[np.int64]  # [shards + 1]
     ids: npt.NDArray[np.uint8]  # [n, 16]
     keys: npt.NDArray[np.uint8]  # [n, 16]
+    groups: npt.NDArray[np.uint8]  # [n, 16], equal for the parts of one text
     sources: npt.NDArray[np.int64]  # [n]
     sizes: npt.NDArray[np.int64]  # [n], bytes of text
 
@@ -35,6 +36,7 @@ class Catalogue:
             first,
             np.concatenate([np.empty((0, 16), np.uint8), *(one.ids for one in opened)]),
             np.concatenate([np.empty((0, 16), np.uint8), *(one.keys for one in opened)]),
+            np.concatenate([np.empty((0, 16), np.uint8), *(one.groups for one in opened)]),
             np.concatenate([np.empty(0, np.int64), *(one.numbers("source").astype(np.int64) for one in opened)]),
             np.concatenate([np.empty(0, np.int64), *(one.sizes for one in opened)]),
         )

@@ -1,4 +1,4 @@
-"""``data inspect``: what is in a dataset folder."""
+"""``data inspect``, ``data report`` and ``data verify``: what is in a dataset folder."""
 
 from __future__ import annotations
 
@@ -8,37 +8,72 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refractor_megatron.distinction.roles import ROLES, MaskBit
 from refractor_megatron.errors import DataError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from data_pipeline.report.contents import Contents
 
-    from refractor_megatron.tokenizer import Tokenizer
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _HEADS = 3
 _HEAD_TOKENS = 48
 
 
-def inspect_command(args: argparse.Namespace) -> int:
-    """Verifies every file's sha256, then prints counts, sources, tokens by role and three sample heads."""
-    from data_pipeline import manifest as manifests
-    from data_pipeline.tables import sources_table
-    from refractor_megatron.tokenizer import Tokenizer
+def add_inspect_parser(subparsers: Subparsers) -> None:
+    """Adds ``inspect`` to the actions of ``data``."""
+    parser = subparsers.add_parser("inspect", help="what a dataset folder holds; a document, a sample, the audit")
+    parser.add_argument("folder", type=Path)
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--document", metavar="N|ID", help="a document by its number or its id (hex): text and records")
+    one.add_argument("--sample", type=int, metavar="N", help="training sample N of a stage: its pieces")
+    one.add_argument(
+        "--audit", nargs="?", const="", metavar="RULE", help="rules that dropped or changed documents; rows of RULE"
+    )
+    parser.add_argument("--stage", type=int, metavar="LENGTH", help="the stage of --sample (default: the shortest)")
+    parser.add_argument("--seed", type=int, help="train.seed of the order of --sample (default: 0)")
+    parser.add_argument("--full", action="store_true", help="all of a document, of a sample's pieces, of a rule's rows")
+    parser.set_defaults(run=inspect_command)
 
-    manifest = manifests.load(args.folder)
-    manifests.verify(args.folder, manifest)
-    tokenizer = Tokenizer.load(args.folder / "tokenizer.json")
-    print(f"{args.folder}: intact, content sha256 {manifest['content_sha256'][:16]}, vocabulary {tokenizer.vocab_size}")
-    for line in sources_table(json.loads((args.folder / "sources.json").read_bytes())):
+
+def add_report_parser(subparsers: Subparsers) -> None:
+    """Adds ``report`` to the actions of ``data``."""
+    parser = subparsers.add_parser("report", help="one HTML page about a dataset folder; prints its path")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, help="the page (default: FOLDER.html beside the folder)")
+    parser.set_defaults(run=report_command)
+
+
+def report_command(args: argparse.Namespace) -> int:
+    """Writes the page and prints where it is."""
+    from data_pipeline.report.page import write_report
+
+    print(write_report(args.folder, args.out))
+    return 0
+
+
+def inspect_command(args: argparse.Namespace) -> int:
+    """Prints what is asked for. Without a question: every file's sha256 is compared, then a screen about the whole."""
+    from data_pipeline.report import look, overview
+    from data_pipeline.report.contents import Contents
+
+    if args.sample is None and (args.stage is not None or args.seed is not None):
+        raise DataError("--stage and --seed say which --sample to show; give --sample N as well.")
+    if args.full and args.document is None and args.sample is None and not args.audit:
+        raise DataError("--full shows all of a --document, a --sample or an --audit RULE; give one of them as well.")
+    data = Contents.load(args.folder)
+    if args.document is not None:
+        lines = look.document(data, args.document, args.full)
+    elif args.sample is not None:
+        lines = look.sample(data, args.sample, args.stage, args.seed or 0, args.full)
+    elif args.audit is not None:
+        lines = overview.audit(data, args.audit, args.full)
+    else:
+        _print_seal(data)
+        lines = overview.overview(data)
+    for line in lines:
         print(line)
-    for split, counts in manifest["splits"].items():
-        ratio = counts["bytes"] / counts["tokens"]
-        print(f"{split}: {counts['documents']} documents, {counts['tokens']} tokens, {ratio:.2f} bytes/token")
-        print(f"  tokens by role: {_by_role(args.folder / split)}")
-    print("counts: " + ", ".join(f"{key} {value}" for key, value in manifest["counts"].items()))
-    _print_heads(args.folder, manifest["splits"]["train"]["tokens"], tokenizer)
+    if (args.document, args.sample, args.audit) == (None, None, None):
+        _print_heads(data)
     return 0
 
 
@@ -56,37 +91,25 @@ def verify_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def _by_role(prefix: Path) -> str:
-    import numpy as np
+def _print_seal(data: Contents) -> None:
+    from data_pipeline import manifest as manifests
 
-    from data_pipeline.pack.records import read_records
-
-    spans = read_records(prefix).spans
-    tokens = np.bincount(spans[:, 2], weights=spans[:, 0], minlength=len(ROLES)).astype(np.int64)
-    return ", ".join(f"{role} {count}" for role, count in zip(ROLES, tokens, strict=True) if count)
+    manifests.verify(data.folder, data.manifest)
+    vocabulary = data.manifest["tokenizer"]["vocab_size"]
+    print(f"{data.folder}: intact, content sha256 {data.manifest['content_sha256'][:16]}, vocabulary {vocabulary}")
 
 
-def _print_heads(folder: Path, tokens: int, tokenizer: Tokenizer) -> None:
+def _print_heads(data: Contents) -> None:
+    """The first tokens of a few windows, as training would see them."""
+    from data_pipeline.report.look import record_runs
     from data_pipeline.stream import SampleStream
+    from refractor_megatron.tokenizer import Tokenizer
 
-    stream = SampleStream(folder, min(_HEAD_TOKENS, tokens - 1), seed=0)
+    tokenizer = Tokenizer.load(data.folder / "tokenizer.json")
+    stream = SampleStream(data.folder, min(_HEAD_TOKENS, data.manifest["splits"]["train"]["tokens"] - 1), seed=0)
     for index in range(min(_HEADS, stream.samples_per_epoch)):
         sample = stream.sample(index)
         text = tokenizer.decode(sample.tokens.tolist(), show_specials=True).decode(errors="replace")
         print(f"sample {index}: {text!r}")
-        for line in _runs(sample.records):
+        for line in record_runs(sample.records):
             print(f"  {line}")
-
-
-def _runs(records: npt.NDArray[np.int32]) -> list[str]:
-    """One line for each run of equal records."""
-    import numpy as np
-
-    starts = np.flatnonzero(np.any(np.diff(records, axis=0, prepend=-1) != 0, axis=1))
-    ends = [*starts[1:].tolist(), len(records)]
-    lines = []
-    for start, end in zip(starts.tolist(), ends, strict=True):
-        document, segment, role, bits = records[start].tolist()
-        names = "|".join(str(bit.name) for bit in MaskBit if bits & bit) or "-"
-        lines.append(f"tokens {start}..{end - 1}: document {document}, segment {segment}, {ROLES[role]}, bits {names}")
-    return lines

@@ -80,11 +80,15 @@ def _fsync(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces ``path`` by ``text`` or leaves it as it was."""
+    """Replaces ``path`` by ``text`` or leaves it as it was, also if the power fails; it is on disk on return."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(text, encoding="utf-8")
+        with draft.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
         draft.replace(path)
+        _fsync(path.parent)
     finally:
         draft.unlink(missing_ok=True)

@@ -20,17 +20,17 @@ import numpy.typing as npt
 from pyarrow import parquet
 
 from data_pipeline.catalogue import Catalogue
+from data_pipeline.dedup.exact import exact_survivors
 from data_pipeline.documents import PART_BYTES
+from data_pipeline.engine.arrays import Saved, save_arrays
 from data_pipeline.engine.tasks import Executor, Stage, task_folder
 from data_pipeline.filters.audit import AuditRow
 from data_pipeline.options import Options
-from data_pipeline.output import fsync_tree
 from data_pipeline.progress import Log
 from data_pipeline.receipts.ledger import Ledger
 from data_pipeline.selection import in_order, split_heldout, under_cap
 from data_pipeline.shards import Shard
 from data_pipeline.sources.base import Source
-from data_pipeline.sources.fingerprint import sha256_of
 from data_pipeline.sources.ingest import QUARANTINE, check_bad_fraction, ingest_stage, ledgers_of
 from refractor_megatron.errors import DataError
 
@@ -61,17 +61,22 @@ class Pipeline:
     work: Path
     executor: Executor
     log: Log
+    evaluation: Sequence[tuple[str, str]] = ()  # (path, sha256) of the user's evaluation files
     ledgers: list[Ledger] = field(default_factory=list)
     audit: list[AuditRow] = field(default_factory=list)
     audit_files: list[Path] = field(default_factory=list)
     quarantine_files: list[Path] = field(default_factory=list)
-    signals: list[dict[str, npt.NDArray[Any]]] = field(default_factory=list)  # of each shard; empty without filters
+    signals: list[dict[str, npt.NDArray[Any]]] = field(default_factory=list)  # of each shard, if a step needs them
+    perplexities: list[npt.NDArray[Any]] = field(default_factory=list)  # of each shard, if they were asked for
+    bands: dict[str, tuple[float, float]] = field(default_factory=dict)  # perplexities to keep, by language
+    kept: set[str] = field(default_factory=set)  # folders of arrays that stages still read
+    _digests: dict[str, str] = field(default_factory=dict)  # of the stages that ran for each shard
 
     def run(self) -> Refined:
         """All steps. Raises ``DataError`` if a source is too bad or nothing is left."""
         catalogue = self._read()
         keep = np.ones(len(catalogue), dtype=np.bool_)
-        if self.options.filters.enabled or self.options.mix.by == "language":
+        if self._needs_signals():
             self._compute_signals(catalogue)
         if self.options.filters.enabled:
             keep = self._filter(catalogue, keep)
@@ -81,6 +86,14 @@ class Pipeline:
             train = self._decontaminate(catalogue, train, heldout)
         self.catalogue = catalogue
         return self._refine(catalogue, train, heldout)
+
+    def _needs_signals(self) -> bool:
+        """Quality decides between near-duplicates, so what survives does not depend on other steps being on."""
+        options = self.options
+        return (
+            options.filters.enabled or options.filters.pii != "off" or options.dedup.enabled
+            or options.mix.by == "language"
+        )  # fmt: skip
 
     # Steps, in order.
 
@@ -105,13 +118,13 @@ class Pipeline:
         return Catalogue.of([path for task in tasks for path in sorted(task.glob("*.arrow"))])
 
     def _compute_signals(self, catalogue: Catalogue) -> None:
-        from data_pipeline.filters.stages import FILE, VERSION, made_by, read_signals
+        from data_pipeline.filters.stages import FILE, VERSION, read_signals
 
         tasks = self._per_shard(
             "signals",
             "data_pipeline.filters.stages:signals_task",
             catalogue,
-            {"version": VERSION, "made_by": made_by(), "pii": self.options.filters.pii != "off"},
+            {"version": VERSION, "pii": self.options.filters.pii != "off"},
         )
         self._signal_files = [task / FILE for task in tasks]
         self.signals = [read_signals(path) for path in self._signal_files]
@@ -121,12 +134,14 @@ class Pipeline:
         from data_pipeline.filters.quality import chosen_rules, thresholds_of
 
         options = self.options.filters
-        perplexities, bands = None, None
+        perplexities: list[npt.NDArray[Any]] | None = None
+        bands: dict[str, tuple[float, float]] | None = None
         if options.perplexity_low > 0 or options.perplexity_high < 100:
             perplexities = self._perplexities(catalogue)
             languages = np.concatenate([one["language"] for one in self.signals])
             values = np.concatenate(perplexities)
             bands = perplexity_bands(values[keep], languages[keep], options.perplexity_low, options.perplexity_high)
+        self.perplexities, self.bands = perplexities or [], bands or {}
         rules = chosen_rules(options.rules_on, options.rules_off, thresholds_of(options.thresholds))
         passed = np.ones(len(catalogue), dtype=np.bool_)
         for number, signals in enumerate(self.signals):
@@ -144,7 +159,7 @@ class Pipeline:
             "ngram",
             "data_pipeline.filters.perplexity:train_task",
             1,
-            {"text": self.digest, "seed": self.options.seed, "sample_bytes": SAMPLE_BYTES},
+            {"of": self._digests["signals"], "seed": self.options.seed, "sample_bytes": SAMPLE_BYTES},
             volatile={"shards": [str(path) for path in catalogue.shards], **told},
         )
         models = task_folder(self.executor.run(train, self.work, self.log), 0)
@@ -179,10 +194,13 @@ class Pipeline:
         chosen = under_cap(order, catalogue.sizes, catalogue.sources, int(self.options.max_mb * 1e6))
         over = keep.copy()
         over[chosen] = False
+        self._note(catalogue, np.flatnonzero(over), "cap", "max-mb/1", f"data.max_mb {self.options.max_mb:g}")
         self._drop(keep, "over_cap", over)
         if len(chosen) < 2:
             self._refuse(len(order), len(chosen))
-        return split_heldout(chosen, catalogue.keys, self.options.heldout_fraction, self.options.seed)
+        # parts of one document stay on one side, unless there is no other
+        groups = catalogue.groups if len(np.unique(catalogue.groups[chosen], axis=0)) > 1 else catalogue.keys
+        return split_heldout(chosen, groups, self.options.heldout_fraction, self.options.seed)
 
     def _refuse(self, usable: int, chosen: int) -> None:
         first = self.ledgers[0]
@@ -204,16 +222,19 @@ class Pipeline:
     ) -> npt.NDArray[np.int64]:
         options = self.options.decontaminate
         masks = {"train": _mask(len(catalogue), train), "heldout": _mask(len(catalogue), heldout)}
-        files = [[path, sha256_of(Path(path))] for path in options.files]
-        content = {name: _digest_array(mask) for name, mask in masks.items()} | {"text": self.digest}
-        saved = self._save(f"splits-{_digest(content)[:12]}", {name: catalogue.split(m) for name, m in masks.items()})
+        saved = self._save("splits", catalogue, masks)
+        content = {"masks": saved.digest, "text": self.digest}
         shards = [str(path) for path in catalogue.shards]
         gather = Stage(
             "evaluation-set",
             "data_pipeline.filters.decontaminate:evaluation_task",
             1,
-            {**content, "ngram": options.ngram, "files_sha256": [sha256 for _, sha256 in files]},
-            volatile={"shards": shards, "heldout": saved["heldout"], "files": [path for path, _ in files]},
+            {**content, "ngram": options.ngram, "files_sha256": [sha256 for _, sha256 in self.evaluation]},
+            volatile={
+                "shards": shards,
+                "heldout": self._paths(saved, "heldout", catalogue),
+                "files": [path for path, _ in self.evaluation],
+            },
         )
         evaluation = task_folder(self.executor.run(gather, self.work, self.log), 0)
         tasks = self._per_shard(
@@ -221,7 +242,7 @@ class Pipeline:
             "data_pipeline.filters.decontaminate:decontaminate_task",
             catalogue,
             {**content, "of": gather.digest, "threshold": options.overlap},
-            {"train": saved["train"], "evaluation": str(evaluation)},
+            {"train": self._paths(saved, "train", catalogue), "evaluation": str(evaluation)},
         )
         self.audit_files += [task / "audit.parquet" for task in tasks]
         kept = np.concatenate([np.load(task / "keep.npy") for task in tasks])
@@ -235,30 +256,60 @@ class Pipeline:
 
     def _refine(self, catalogue: Catalogue, train: npt.NDArray[np.int64], heldout: npt.NDArray[np.int64]) -> Refined:
         masks = {"train": _mask(len(catalogue), train), "keep": _mask(len(catalogue), np.concatenate([train, heldout]))}
-        keep = masks["keep"]
-        tag = _digest([self.digest, *map(_digest_array, masks.values())])
-        saved = self._save(f"chosen-{tag[:12]}", {name: catalogue.split(mask) for name, mask in masks.items()})
-        cuts = self._paragraph_cuts(catalogue, saved["train"]) if self.options.dedup.paragraphs else None
-        scrub = self.options.filters.enabled and self.options.filters.pii == "scrub"
-        self.digest = _digest([tag, cuts is not None, scrub])
-        paths = self._per_shard(
+        saved = self._save("chosen", catalogue, masks)
+        cuts = None
+        if self.options.dedup.paragraphs:
+            cuts = self._paragraph_cuts(catalogue, self._paths(saved, "train", catalogue))
+        scrub = self.options.filters.pii == "scrub"
+        signals = [str(path) for path in self._signal_files] if scrub else None
+        self.digest = _digest(
+            [self.digest, saved.digest, cuts is not None, self._digests["signals"] if scrub else None]
+        )
+        tasks = self._per_shard(
             "refine",
             "data_pipeline.refine:refine_task",
             catalogue,
-            {"scrub": scrub},
-            {"keep": saved["keep"], "cuts": cuts},
+            {},
+            {"keep": self._paths(saved, "keep", catalogue), "cuts": cuts, "pii": signals},
         )
-        self.audit_files += [path / "audit.parquet" for path in paths]
-        rows = [np.load(path / "rows.npy") + low for path, low in zip(paths, catalogue.first[:-1], strict=True)]
+        self.audit_files += [task / "audit.parquet" for task in tasks]
+        rows = [np.load(task / "rows.npy") + low for task, low in zip(tasks, catalogue.first[:-1], strict=True)]
         origin = np.concatenate([np.empty(0, np.int64), *rows])
-        gone = keep.copy()
+        gone = masks["keep"].copy()
         gone[origin] = False
-        self._drop(keep, "empty after edits", gone)
-        shards = [path / "00000.arrow" for path, kept in zip(paths, rows, strict=True) if len(kept)]
+        self._note(catalogue, np.flatnonzero(gone), "edits", "empty/1", "nothing is left of it")
+        left = self._drop(masks["keep"], "empty after edits", gone)
+        shards = [task / "00000.arrow" for task, kept in zip(tasks, rows, strict=True) if len(kept)]
+        refined = Catalogue.of(shards)
+        return self._unequal(catalogue, refined, origin, train, heldout, left)
+
+    def _unequal(
+        self,
+        catalogue: Catalogue,
+        refined: Catalogue,
+        origin: npt.NDArray[np.int64],
+        train: npt.NDArray[np.int64],
+        heldout: npt.NDArray[np.int64],
+        keep: Mask,
+    ) -> Refined:
+        """Documents that edits made equal go but for one, a held-out one if there is one, then the first in order."""
         place = np.full(len(catalogue), -1, dtype=np.int64)
         place[origin] = np.arange(len(origin))
-        sides = [place[side][place[side] >= 0] for side in (train, heldout)]
-        return Refined(Catalogue.of(shards), sides[0], sides[1], origin)
+        order = np.concatenate([heldout, train])
+        order = place[order][place[order] >= 0]
+        ranks = np.empty(len(refined), dtype=np.int64)
+        ranks[order] = np.arange(len(order))
+        twin = exact_survivors(refined.keys, ranks, np.ones(len(refined), dtype=np.bool_))
+        gone = np.zeros(len(catalogue), dtype=np.bool_)
+        gone[origin[twin >= 0]] = True
+        for row in np.flatnonzero(twin >= 0).tolist():
+            survivor = refined.ids[twin[row]].tobytes().hex()
+            self._note(catalogue, origin[[row]], "edits", "equal/1", f"survivor={survivor}")
+        self._drop(keep, "equal after edits", gone)
+        sides = [place[side][~gone[side] & (place[side] >= 0)] for side in (train, heldout)]
+        if not (len(sides[0]) and len(sides[1])):
+            self._refuse(len(sides[0]) + len(sides[1]), len(sides[0]) + len(sides[1]))
+        return Refined(refined, sides[0], sides[1], origin)
 
     def _paragraph_cuts(self, catalogue: Catalogue, train: list[str]) -> list[str]:
         from data_pipeline.dedup.paragraphs import paragraph_duplicates
@@ -286,19 +337,29 @@ class Pipeline:
             volatile={"shards": [str(path) for path in catalogue.shards], **(volatile or {})},
             megabytes=tuple(float(sizes.sum()) / 1e6 for sizes in catalogue.split(catalogue.sizes)),
         )
+        self._digests[name] = stage.digest
         folder = self.executor.run(stage, self.work, self.log)
         return [task_folder(folder, index) for index in range(stage.count)]
 
-    def _save(self, name: str, masks: dict[str, list[Mask]]) -> dict[str, list[str]]:
-        """Writes the masks of each shard for tasks to read; the same name always holds the same bytes."""
-        folder = self.work / name
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = {key: [str(folder / f"{key}-{i:05d}.npy") for i in range(len(each))] for key, each in masks.items()}
-        for key, each in masks.items():
-            for path, mask in zip(paths[key], each, strict=True):
-                np.save(path, mask)
-        fsync_tree(folder)
-        return paths
+    def _save(self, name: str, catalogue: Catalogue, masks: dict[str, Mask]) -> Saved:
+        """Row masks as one array for each shard, for tasks to read."""
+        arrays = {
+            f"{key}-{number:05d}": part
+            for key, mask in masks.items()
+            for number, part in enumerate(catalogue.split(mask))
+        }
+        saved = save_arrays(self.work, name, **arrays)
+        self.kept.add(saved.folder.name)
+        return saved
+
+    def _paths(self, saved: Saved, key: str, catalogue: Catalogue) -> list[str]:
+        return [saved.path(f"{key}-{number:05d}") for number in range(len(catalogue.shards))]
+
+    def _note(self, catalogue: Catalogue, rows: npt.NDArray[np.int64], step: str, rule: str, detail: str) -> None:
+        """An audit row for each of the documents ``rows``, which ``rule`` drops."""
+        for row in rows.tolist():
+            document, source = catalogue.ids[row].tobytes().hex(), int(catalogue.sources[row])
+            self.audit.append(AuditRow(document, source, "drop", step, None, None, rule, detail))
 
     def _quality(self, catalogue: Catalogue) -> npt.NDArray[np.float32]:
         if not self.signals:
@@ -322,7 +383,3 @@ def _mask(size: int, rows: npt.NDArray[np.int64]) -> Mask:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _digest_array(values: npt.NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()

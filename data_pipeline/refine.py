@@ -20,13 +20,14 @@ def refine_task(params: dict[str, Any], index: int, out: Path) -> None:
     """Writes ``00000.arrow``, ``rows.npy`` (rows of the shard that it holds) and ``audit.parquet``.
 
     params: ``shards``: paths; ``keep``: paths of bool arrays [n] for each; ``cuts``: folders of
-    ``dedup.paragraphs.gather_task`` for each, or null; ``scrub``: whether to replace PII.
+    ``dedup.paragraphs.gather_task`` for each, or null; ``pii``: paths of the signals of each with counts of PII, which
+    is then replaced, or null.
     """
     shard = Shard(Path(params["shards"][index]))
     rows = np.flatnonzero(np.load(params["keep"][index]))
     edited, audit = _cut(shard, Path(params["cuts"][index])) if params["cuts"] else ({}, [])
-    if params["scrub"]:
-        audit += _scrub(shard, rows, edited)
+    if params["pii"]:
+        audit += _scrub(shard, rows[_has_pii(Path(params["pii"][index]))[rows]], edited)
     empty = np.array([row for row, document in edited.items() if document.blank], dtype=np.int64)
     rows = np.setdiff1d(rows, empty)
     np.save(out / "rows.npy", rows)
@@ -47,14 +48,20 @@ def _cut(shard: Shard, folder: Path) -> tuple[dict[int, Document], list[AuditRow
     return edited, list(audit_rows(shard, folder))
 
 
-def _scrub(shard: Shard, rows: npt.NDArray[np.int64], edited: dict[int, Document]) -> list[AuditRow]:
-    """Replaces PII in ``edited`` or, where it finds some, adds to it; what the audit says of it."""
-    from data_pipeline.filters import pii
+def _has_pii(signals: Path) -> npt.NDArray[np.bool_]:
+    """Which documents of a shard hold PII, bool [n]."""
+    from data_pipeline.filters.pii import KINDS
+    from data_pipeline.filters.stages import read_signals
 
-    flat, offsets = shard.text
-    found = sum(pii.count(flat, offsets).values(), start=np.zeros(len(shard), dtype=np.int32))
+    columns = read_signals(signals)
+    found: npt.NDArray[np.bool_] = np.logical_or.reduce([columns[f"pii_{kind}"].astype(np.bool_) for kind in KINDS])
+    return found
+
+
+def _scrub(shard: Shard, rows: npt.NDArray[np.int64], edited: dict[int, Document]) -> list[AuditRow]:
+    """Replaces PII in ``rows``, as ``edited`` has them if it does, and puts them there; what the audit says of it."""
     audit = []
-    for row in rows[found[rows] > 0].tolist():
+    for row in rows.tolist():
         document, counts = _scrubbed(edited.get(row) or shard.document(row))
         if counts:
             edited[row] = document
@@ -90,16 +97,18 @@ def _audit_row(shard: Shard, row: int, counts: dict[str, int]) -> AuditRow:
 
 
 def _batch(shard: Shard, rows: npt.NDArray[np.int64], edited: dict[int, Document]) -> pa.RecordBatch:
-    """The rows of ``shard``, with edited documents in place of theirs. Ids and keys stay those of the text as read."""
+    """The rows of ``shard``, with edited documents in place of theirs. Ids stay those of the text as read."""
     batch = shard.batch if len(rows) == len(shard) else shard.batch.take(pa.array(rows))
     if not any(row in edited for row in rows.tolist()):
         return batch
     columns = {name: batch.column(name) for name in SCHEMA.names}
-    texts, parts = columns["text"].to_pylist(), columns["parts"].to_pylist()
+    texts, parts, keys = (columns[name].to_pylist() for name in ("text", "parts", "key"))
     for place, row in enumerate(rows.tolist()):
         if (document := edited.get(row)) is not None:
             texts[place] = b"".join(part.data for part in document.parts)
             parts[place] = parts_of(document) if document.framed else None
+            keys[place] = document.key
     columns["text"] = pa.array(texts, type=SCHEMA.field("text").type)
+    columns["key"] = pa.array(keys, type=SCHEMA.field("key").type)
     columns["parts"] = pa.array(parts, type=SCHEMA.field("parts").type)
     return pa.RecordBatch.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)

@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
     [
         ("id", pa.binary(16)),  # stable: hash of content and source
         ("key", pa.binary(16)),  # hash of content
+        ("group", pa.binary(16)),  # key of the first part of the text that this is a part of; else its own key
         ("source", pa.int32()),  # place in the build's list of sources
         ("file", pa.int32()),  # place in the source's list of files
         ("position", pa.int64()),  # line, row or member within the file, from 1
@@ -45,11 +46,15 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A document and where it was read: ``file`` in its source's list of files, ``position`` in the file, from 1."""
+    """A document and where it was read: ``file`` in its source's list of files, ``position`` in the file, from 1.
+
+    ``group``: of a text that was cut, the key of its first part; ``None`` stands for the document's own key.
+    """
 
     document: Document
     file: int
     position: int
+    group: bytes | None = None
 
 
 def document_id(key: bytes, source: str) -> bytes:
@@ -63,6 +68,7 @@ def write_shard(path: Path, source: int, source_name: str, rows: Sequence[Locate
     columns: dict[str, Any] = {
         "id": [document_id(one.key, source_name) for one in documents],
         "key": [one.key for one in documents],
+        "group": [row.document.key if row.group is None else row.group for row in rows],
         "source": [source] * len(rows),
         "file": [row.file for row in rows],
         "position": [row.position for row in rows],
@@ -135,6 +141,11 @@ class Shard:
     def keys(self) -> npt.NDArray[np.uint8]:
         """Content hashes, uint8 [n, 16]."""
         return self._fixed("key")
+
+    @property
+    def groups(self) -> npt.NDArray[np.uint8]:
+        """Key of the first part of the text that a document was cut from, its own if it was not; uint8 [n, 16]."""
+        return self._fixed("group")
 
     def numbers(self, name: str) -> npt.NDArray[Any]:
         """An integer or float column [n]: source, file, position, timestamp, trust, policy, ttl_s."""

@@ -89,7 +89,7 @@ def main() -> int:
         "hardware": processor(),
         "command": shlex.join(["python", "tools/dedup_bench.py", *sys.argv[1:]]),
         "versions": versions(),
-        "corpus": about(corpus, args),
+        "corpus": about(corpus),
         "options": asdict(Dedup(enabled=True)),
         "load_average": os.getloadavg()[0],
     }
@@ -116,7 +116,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--subset-mb", type=float, default=6.0, help="text of one round of signatures")
     parser.add_argument("--seeds", type=int, default=12, help="hash seeds of the quality part")
     parser.add_argument("--datatrove", help="the Python that has datatrove; without it that part is left out")
-    parser.add_argument("--datatrove-documents", type=int, default=800)
+    parser.add_argument("--datatrove-documents", type=int, default=4000)
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), help=",".join(PARTS))
     parser.add_argument("--out", type=Path, default=ROOT / "outbox" / "benchmarks" / "dedup.md")
     parser.add_argument("--one", choices=("end",), help=argparse.SUPPRESS)
@@ -145,8 +145,7 @@ def assembled(args: argparse.Namespace) -> Corpus:
     if not chosen:
         raise SystemExit(f"no shard of {args.shards} belongs to a source like {', '.join(args.source)}")
     planted_source = max(names) + 1
-    table = [names.get(number, "-") for number in range(planted_source)] + ["planted"]
-    folder = args.work / "planted"
+    folder, table = args.work / "planted", [names.get(number, "-") for number in range(planted_source)] + ["planted"]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     planted = plant(chosen, args.planted)
@@ -182,7 +181,7 @@ def edited(text: bytes, rate: float, vocabulary: Sequence[bytes], random: np.ran
     return b"".join(pieces)
 
 
-def about(corpus: Corpus, args: argparse.Namespace) -> dict[str, Any]:
+def about(corpus: Corpus) -> dict[str, Any]:
     return {
         "sources": [name for name in corpus.names if name not in ("-", "planted")],
         "documents": corpus.documents,

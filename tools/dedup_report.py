@@ -20,8 +20,8 @@ REASONS = {
     "survivor": "the same cluster, another member of it stays (ours by quality, length and id; datatrove's the root of "
     "its union-find, so whichever came into the largest cluster first)",
     "unverified": "no index >= threshold to any document: a band in common, which datatrove does not verify",
-    "chain": "near documents only that went themselves: datatrove removes along chains, ours only what resembles its "
-    "survivor directly",
+    "chain": "near only such documents as went, some in its own favour, and none that stays: datatrove removes along "
+    "chains, ours only what resembles its survivor directly",
     "missed": "near a document that stays, no band in common by our hashes",
     "short": "fewer words than an n-gram after datatrove's normalising: it makes no shingles of those and keeps them "
     "even if equal",

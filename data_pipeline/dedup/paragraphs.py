@@ -10,13 +10,14 @@ sort.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from data_pipeline.engine.tasks import Executor, Stage, task_folder
 from data_pipeline.filters.audit import AuditRow
@@ -30,7 +31,6 @@ LEAST_BYTES: Final = 100
 #: Text for each task that compares hashes (megabytes); its lists take at most two thirds of that.
 _BUCKET_MEGABYTES: Final = 256
 
-_BLANK = re.compile(rb"\n(?:[ \t\r\f\v]*\n)+")
 _MODULE = "data_pipeline.dedup.paragraphs"
 _SPAN = [("shard", "<u4"), ("row", "<u4"), ("start", "<i8"), ("end", "<i8")]  # start and end in bytes of the document
 #: Hashes and ids are two numbers each, read from the bytes big end first, so that they sort as the bytes do.
@@ -42,19 +42,42 @@ Records = npt.NDArray[Any]
 Range = tuple[int, int]
 
 
-def paragraphs(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """``(start, end, next)`` of each paragraph: its bytes, and where the one after it starts."""
-    start = 0
-    for blank in _BLANK.finditer(data):
-        yield start, blank.start(), blank.end()
-        start = blank.end()
-    yield start, len(data), len(data)
+@njit(cache=True, nogil=True)
+def _long_paragraphs(flat, offsets, rows, least, said, spans):  # type: ignore[no-untyped-def]  # pragma: no cover (compiled)
+    """Paragraphs of at least ``least`` bytes, white space normalised, of documents ``rows``; returns how many.
 
-
-def paragraph_hash(paragraph: bytes, least: int = LEAST_BYTES) -> bytes | None:
-    """16-byte hash of what the paragraph says, ``None`` if that is shorter than ``least`` bytes."""
-    said = b" ".join(paragraph.split())
-    return hashlib.blake2b(said, digest_size=16).digest() if len(said) >= least else None
+    ``spans`` int64 [room, 5]: number within the document, row, start, where the next one starts (bytes of the
+    document), end in ``said``, which holds what the paragraphs say back to back.
+    """
+    count = written = 0
+    for row in rows:
+        first, last = offsets[row], offsets[row + 1]
+        number, start, at, begin, gap = 0, first, first, written, False
+        while at <= last:
+            after = at if at < last else last + 1  # behind the blank lines at ``at``
+            if at < last and flat[at] == 10:
+                ahead = at + 1
+                while ahead < last and (flat[ahead] == 32 or 9 <= flat[ahead] <= 13):
+                    ahead += 1
+                    if flat[ahead - 1] == 10:
+                        after = ahead
+            if after > at:
+                if written - begin >= least:
+                    spans[count] = number, row, start - first, min(after, last) - first, written
+                    count, begin = count + 1, written
+                number, start, at, written, gap = number + 1, after, after, begin, False
+                continue
+            byte = flat[at]
+            if byte == 32 or 9 <= byte <= 13:
+                gap = written > begin
+            else:
+                if gap:
+                    said[written] = 32
+                    written, gap = written + 1, False
+                said[written] = byte
+                written += 1
+            at += 1
+    return count
 
 
 def paragraph_duplicates(
@@ -80,7 +103,9 @@ def paragraph_duplicates(
     compare = {"lists": _folders(listed, len(shards)), "buckets": buckets}
     compared = executor.run(Stage("paragraph-compare", f"{_MODULE}:compare_task", buckets, compare), work, log)
     gather = {"compared": _folders(compared, buckets)}
-    gathered = executor.run(Stage("paragraph-gather", f"{_MODULE}:gather_task", len(shards), gather), work, log)
+    gathered = executor.run(
+        Stage("paragraph-gather", f"{_MODULE}:gather_task", len(shards), gather, megabytes=megabytes), work, log
+    )
     return [task_folder(gathered, index) for index in range(len(shards))]
 
 
@@ -97,24 +122,20 @@ def list_task(params: dict[str, Any], index: int, out: Path) -> None:
     chosen = ~shard.framed
     if params["keep"] is not None:
         chosen &= np.load(params["keep"][index])
-    ids, least = shard.ids, params["least"]
-    found: list[bytes] = []
-    spans: list[tuple[int, int, int, int]] = []
-    for row in np.flatnonzero(chosen).tolist():
-        data = shard.text_of(row)
-        for number, (start, end, after) in enumerate(paragraphs(data)):
-            if end - start >= least:  # a paragraph never gets longer by normalising
-                digest = paragraph_hash(data[start:end], least)
-                if digest is not None:
-                    found.append(digest)
-                    spans.append((number, row, start, after))
-    places = np.zeros(len(found), _PLACE)
-    if found:
-        numbers, rows, starts, ends = np.array(spans, np.int64).T
-        places["hash"] = np.frombuffer(b"".join(found), ">u8").reshape(-1, 2)
-        places["id"] = np.ascontiguousarray(ids[rows]).view(">u8")
-        places["number"], places["shard"], places["row"] = numbers, index, rows
-        places["start"], places["end"] = starts, ends
+    flat, offsets = shard.text
+    rows, least = np.flatnonzero(chosen), max(1, params["least"])
+    size = int(shard.sizes[rows].sum())
+    said, spans = np.empty(size, np.uint8), np.empty((size // least, 5), np.int64)
+    spans = spans[: _long_paragraphs(flat, offsets, rows, least, said, spans)]
+    numbers, rows, starts, nexts, ends = spans.T
+    data, hashes = said.data, bytearray()
+    for begin, end in pairwise([0, *ends.tolist()]):
+        hashes += hashlib.blake2b(data[begin:end], digest_size=16).digest()
+    places = np.zeros(len(spans), _PLACE)
+    places["hash"] = np.frombuffer(hashes, ">u8").reshape(-1, 2)
+    places["id"] = np.ascontiguousarray(shard.ids[rows]).view(">u8")
+    places["number"], places["shard"], places["row"] = numbers, index, rows
+    places["start"], places["end"] = starts, nexts
     np.save(out / "places.npy", places[_order(places)])
 
 

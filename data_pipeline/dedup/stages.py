@@ -1,7 +1,7 @@
 """Near-duplicates as stages of the build: sign, bands, then rounds of pairs and verify.
 
-Documents are numbered through the shards, from 0; ``Inputs`` holds where each shard begins and every document's rank.
-No task holds more than two shards' shingle sets, one partition's band rows, or the pairs that begin in one shard.
+Documents are numbered through the shards, from 0; ``dedup-inputs`` holds where each shard begins and the documents'
+ranks. No task holds more than two shards' shingle sets, one partition's band rows, or the pairs that begin in one shard.
 """
 
 from __future__ import annotations
@@ -23,37 +23,14 @@ from data_pipeline.dedup.minhash import SCHEME, Signer
 from data_pipeline.dedup.shingles import HASH, NORMALISER
 from data_pipeline.dedup.signatures import Recipe, read_signatures, write_signatures
 from data_pipeline.dedup.verify import set_jaccard, shingle_sets
+from data_pipeline.engine.arrays import save_arrays
 from data_pipeline.engine.tasks import Executor, Stage, task_folder
 from data_pipeline.options import Dedup
-from data_pipeline.output import draft_folder
 from data_pipeline.progress import Log
 from data_pipeline.shards import Shard
 
 Rows = npt.NDArray[np.int64]
 _HERE = "data_pipeline.dedup.stages"
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What tasks share, on disk: ``bases`` [shards + 1] and ``ranks`` [documents], -1 of those left out."""
-
-    folder: Path
-    digest: str
-
-
-def write_arrays(work: Path, name: str, **arrays: npt.NDArray[Any]) -> Inputs:
-    """Stores arrays under ``work`` by their content, so that stages can name them in their digests."""
-    state = hashlib.sha256()
-    for key, array in sorted(arrays.items()):
-        state.update(f"{key} {array.dtype.str} {array.shape};".encode())
-        state.update(np.ascontiguousarray(array).data)
-    digest = state.hexdigest()
-    folder = work / f"{name}-{digest[:12]}"
-    if not folder.is_dir():
-        with draft_folder(folder) as draft:
-            for key, array in arrays.items():
-                np.save(draft / f"{key}.npy", array)
-    return Inputs(folder, digest)
 
 
 def content_digest(shards: Sequence[Path]) -> str:
@@ -186,7 +163,7 @@ def near_survivors(
     what is compared, not the outcome."""
     bases = np.concatenate([[0], np.cumsum([len(Shard(path)) for path in shards])]).astype(np.int64)
     assert len(ranks) == bases[-1]
-    inputs = write_arrays(work, "dedup-inputs", bases=bases, ranks=ranks)
+    inputs = save_arrays(work, "dedup-inputs", bases=bases, ranks=ranks)
     signing = sign_stage(shards, options)
     shared = {"inputs": str(inputs.folder)}
     banding = Stage(
@@ -196,6 +173,7 @@ def near_survivors(
         {"sign": signing.digest, "of": inputs.digest, "bands": options.bands, "rows": options.rows}
         | {name: signing.params[name] for name in ("ngram", "num_hashes", "seed")},
         volatile={"signed": str(executor.run(signing, work, log)), **shared},
+        megabytes=_megabytes(shards),
     )
     shared |= {"banded": str(executor.run(banding, work, log))}
     partitions = lsh.partitions_for(int((ranks >= 0).sum()) * options.bands)
@@ -224,7 +202,7 @@ class _Rounds:
             told: dict[str, Any] = dict(shared)
             if previous is not None:
                 stays = (self._ranks >= 0) & (self._decide()[0] < 0)
-                standing = write_arrays(self._work, "dedup-standing", standing=stays)
+                standing = save_arrays(self._work, "dedup-standing", standing=stays)
                 params |= {"previous": previous[0].digest, "standing": standing.digest}
                 told |= {"previous_folder": str(previous[1]), "standing_folder": str(standing.folder)}
             stage = Stage("dedup-pairs", f"{_HERE}:pairs_task", plan["partitions"], params, volatile=told)
@@ -259,7 +237,10 @@ class _Rounds:
         params = {"pairs": pairs.digest, "sets": self._sets[0], "partitions": pairs.count}
         params["threshold"] = self._options.threshold
         told = {"paired": str(folder), "inputs": shared["inputs"], "sets": str(self._sets[1])}
-        stage = Stage("dedup-verify", f"{_HERE}:verify_task", len(self._shards), params, volatile={**told})
+        stage = Stage(
+            "dedup-verify", f"{_HERE}:verify_task", len(self._shards), params, volatile=told,
+            megabytes=_megabytes(self._shards),
+        )  # fmt: skip
         verified = self._executor.run(stage, self._work, self._log)
         for index in range(stage.count):
             done = task_folder(verified, index)

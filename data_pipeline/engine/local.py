@@ -39,6 +39,8 @@ ONE_THREAD = {
 _START = (
     "import sys; sys.path[:] = sys.argv[2:]; from data_pipeline.engine.worker import serve; serve(int(sys.argv[1]))"
 )
+#: Less input than this is done in this process sooner than a pool starts (10^6 bytes).
+_SMALL = 4.0
 #: How often progress is shown while nothing ends (seconds).
 _TICK = 1.0
 
@@ -64,7 +66,8 @@ def weight(stage: Stage, index: int) -> float:
 class LocalExecutor:
     """Runs stages on ``workers`` processes; use as a context manager, which ends them.
 
-    One worker, or a single task left to do, means this very process. The first stage that needs the pool starts it.
+    One worker, a single task left to do, or little input before there is a pool, means this very process. The first
+    stage that needs the pool starts it.
     """
 
     def __init__(self, workers: int) -> None:
@@ -88,13 +91,16 @@ class LocalExecutor:
         folder = stage.prepare(work)
         tasks = in_order(stage, pending(folder, stage.count))
         with progress_of(stage, tasks, log) as progress:
-            if self._workers == 1 or len(tasks) == 1:
+            if self._workers == 1 or len(tasks) == 1 or self._small(stage, tasks):
                 for index in tasks:
                     run_task(folder, index)
                     progress.advance(weight(stage, index))
             elif tasks:
                 self._run_on_pool(stage, folder, tasks, progress)
         return folder
+
+    def _small(self, stage: Stage, tasks: list[int]) -> bool:
+        return not self._pool and bool(stage.megabytes) and sum(stage.megabytes[index] for index in tasks) < _SMALL
 
     def _run_on_pool(self, stage: Stage, folder: Path, tasks: list[int], progress: Progress) -> None:
         left = deque(tasks)

@@ -24,6 +24,8 @@ from typing import Any, Protocol
 from data_pipeline.manifest import canonical
 from data_pipeline.output import fsync_tree, mendable_errors, write_atomically
 from data_pipeline.progress import Log
+from data_pipeline.versions import versions
+from refractor_megatron.errors import DataError
 
 #: What a task is: ``function(params, index, out)`` writes its results into the empty folder ``out``.
 Task = Callable[[dict[str, Any], int, Path], None]
@@ -38,6 +40,7 @@ class Stage:
     """``function``: "module:name" of a ``Task``; ``params``: JSON values, paths as strings; ``version``: raised when
     the same parameters would give other bytes; ``megabytes``: size of each task's input, for the progress line.
 
+    The versions of this code and of its libraries are part of the digest; a host that has others refuses the task.
     ``volatile`` parameters (paths of folders whose content another parameter's digest already states, thread counts)
     reach the task but not the digest.
     """
@@ -53,7 +56,7 @@ class Stage:
     @property
     def digest(self) -> str:
         """sha256 of what determines the results."""
-        body = [self.name, self.function, self.version, self.count, self.params]
+        body = [self.name, self.function, self.version, self.count, self.params, versions()]
         return hashlib.sha256(canonical(body)).hexdigest()
 
     def folder(self, work: Path) -> Path:
@@ -66,7 +69,8 @@ class Stage:
         with mendable_errors(work):
             folder.mkdir(parents=True, exist_ok=True)
             _sweep(folder)
-            body = {"function": self.function, "count": self.count, "params": {**self.params, **self.volatile}}
+            params = {**self.params, **self.volatile}
+            body = {"function": self.function, "count": self.count, "params": params, "versions": versions()}
             write_atomically(folder / _FILE, json.dumps(body, indent=1, sort_keys=True) + "\n")
         return folder
 
@@ -112,6 +116,12 @@ def run_task(folder: Path, index: int) -> None:
     if target.is_dir():
         return
     stage = json.loads((folder / _FILE).read_bytes())
+    other = [name for name, version in versions().items() if stage["versions"].get(name) != version]
+    if other:
+        raise DataError(
+            f"This host has {other[0]} {versions()[other[0]]}, the build {stage['versions'].get(other[0])}: install "
+            "the same versions everywhere, or the dataset would depend on who made it."
+        )
     module, _, name = stage["function"].partition(":")
     function: Task = getattr(importlib.import_module(module), name)
     draft = folder / f".{index:05d}.{socket.gethostname()}-{os.getpid()}"

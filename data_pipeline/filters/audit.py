@@ -72,7 +72,7 @@ class AuditWriter:
 
     def _flush(self) -> None:
         with mendable_errors(self._path):
-            self._writer.write_table(_table(self._held))
+            self._writer.write_table(rows_table(self._held))
         self._held = []
 
     def close(self) -> None:
@@ -92,7 +92,8 @@ class AuditWriter:
             self._writer.close()
 
 
-def _table(rows: Sequence[AuditRow]) -> pa.Table:
+def rows_table(rows: Sequence[AuditRow]) -> pa.Table:
+    """Rows as an Arrow table of ``SCHEMA``."""
     columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
     columns["id"] = [bytes.fromhex(row.id) for row in rows]
     return pa.table([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)

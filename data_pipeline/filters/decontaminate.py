@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,9 +31,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numba import njit
 
 from data_pipeline.dedup.shingles import shingle
 from data_pipeline.filters.audit import AuditRow, write_audit
+from data_pipeline.filters.key_table import KeyTable
 from data_pipeline.shards import Shard
 from data_pipeline.sources.messages import conversation
 from data_pipeline.sources.strict_json import parse_json
@@ -83,6 +86,11 @@ class EvaluationSet:
     starts: npt.NDArray[np.int64]
     items: npt.NDArray[np.int32]
     sizes: npt.NDArray[np.int64]
+
+    @cached_property
+    def table(self) -> KeyTable:
+        """Finds n-grams in ``hashes``."""
+        return KeyTable(self.hashes)
 
     @classmethod
     def build(cls, texts: Iterable[Item], ngram: int = 13, most_items: int = MOST_ITEMS) -> EvaluationSet:
@@ -153,35 +161,56 @@ def overlap(flat: Bytes, offsets: npt.NDArray[np.int64], evaluation: EvaluationS
     return search(flat, offsets, evaluation).overlap
 
 
-def search(flat: Bytes, offsets: npt.NDArray[np.int64], evaluation: EvaluationSet) -> Found:
-    """Both shares of each document flat[offsets[i]:offsets[i + 1]]; 0 for a blank one."""
+def search(
+    flat: Bytes, offsets: npt.NDArray[np.int64], evaluation: EvaluationSet, rows: npt.NDArray[np.int64] | None = None
+) -> Found:
+    """Both shares of each document flat[offsets[i]:offsets[i + 1]]; 0 for a blank one, or one not in ``rows``."""
     count = len(offsets) - 1
     found = Found(np.zeros(count, np.float32), np.zeros(count, np.float32), np.full(count, -1, np.int32))
     if not len(evaluation.hashes):
         return found
-    for low in range(0, count, _ROWS):
-        rows = np.arange(low, min(low + _ROWS, count))
-        grams, starts = shingle(flat, offsets, evaluation.ngram, rows)
-        where = np.minimum(np.searchsorted(evaluation.hashes, grams), len(evaluation.hashes) - 1)
-        hit = evaluation.hashes[where] == grams
-        sums = np.append(0, np.cumsum(hit))
-        hits = sums[starts[1:]] - sums[starts[:-1]]
-        found.overlap[rows] = hits / np.diff(starts)
-        for row in np.flatnonzero(hits).tolist():
-            span = slice(starts[row], starts[row + 1])
-            item, share = _most_covered(evaluation, np.unique(where[span][hit[span]]))
-            found.item[low + row], found.coverage[low + row] = item, share
+    rows = np.arange(count) if rows is None else rows
+    for low in range(0, len(rows), _ROWS):
+        batch = rows[low : low + _ROWS]
+        grams, starts = shingle(flat, offsets, evaluation.ngram, batch)
+        found.overlap[batch], found.coverage[batch], found.item[batch] = _shares(
+            evaluation.table.find(grams), starts, evaluation.starts, evaluation.items, evaluation.sizes
+        )
     return found
 
 
-def _most_covered(evaluation: EvaluationSet, places: npt.NDArray[np.int64]) -> tuple[int, float]:
-    """The item of which n-grams ``places`` (distinct) are the largest share, and that share."""
-    lengths = evaluation.starts[places + 1] - evaluation.starts[places]
-    first = np.repeat(evaluation.starts[places] - (np.cumsum(lengths) - lengths), lengths)
-    items, hits = np.unique(evaluation.items[first + np.arange(int(lengths.sum()))], return_counts=True)
-    shares = hits / evaluation.sizes[items]
-    best = int(np.lexsort((items, -hits, -shares))[0])
-    return int(items[best]), float(shares[best])
+@njit(cache=True, nogil=True)
+def _shares(places, bounds, starts, items, sizes):  # type: ignore[no-untyped-def]  # pragma: no cover (compiled)
+    """(overlap, coverage, item) of documents whose n-grams have ``places[bounds[i]:bounds[i + 1]]`` in an evaluation
+    set, -1 for those not in it; ``starts``, ``items`` and ``sizes`` are the set's."""
+    count = len(bounds) - 1
+    overlap, coverage, item = np.zeros(count), np.zeros(count), np.full(count, -1)
+    last = np.full(len(starts) - 1, -1)  # the last document that held each n-gram
+    hits = np.zeros(len(sizes), np.int64)  # distinct n-grams of each item in this document
+    touched = np.empty(len(sizes), np.int64)
+    for row in range(count):
+        held = many = 0
+        for place in places[bounds[row] : bounds[row + 1]]:
+            if place < 0:
+                continue
+            held += 1
+            if last[place] == row:
+                continue
+            last[place] = row
+            for one in items[starts[place] : starts[place + 1]]:
+                if hits[one] == 0:
+                    touched[many] = one
+                    many += 1
+                hits[one] += 1
+        overlap[row] = held / (bounds[row + 1] - bounds[row])
+        most = 0
+        for one in touched[:many]:
+            share = hits[one] / sizes[one]
+            better = hits[one] > most or (hits[one] == most and one < item[row])
+            if share > coverage[row] or (share == coverage[row] and better):
+                coverage[row], most, item[row] = share, hits[one], one
+        hits[touched[:many]] = 0
+    return overlap, coverage, item
 
 
 def file_items(path: Path) -> Iterator[Item]:
@@ -253,8 +282,9 @@ def _items(params: dict[str, Any]) -> Iterator[Item]:
 
 
 def decontaminate_task(params: dict[str, Any], index: int, out: Path) -> None:
-    """Stage task, one a shard: ``overlap.parquet`` (columns overlap, coverage float32, item int32; row by row),
-    ``keep.npy`` (bool [n]: true where ``train`` is and the score below "threshold"), ``audit.parquet``.
+    """Stage task, one a shard: ``overlap.parquet`` (columns overlap, coverage float32, item int32; row by row,
+    0 where ``train`` is not), ``keep.npy`` (bool [n]: true where ``train`` is and the score below "threshold"),
+    ``audit.parquet``.
 
     ``params``: "shards", "train" (.npy masks bool [n] of each), "evaluation" (folder of ``evaluation_task``),
     "threshold".
@@ -262,7 +292,7 @@ def decontaminate_task(params: dict[str, Any], index: int, out: Path) -> None:
     shard = Shard(Path(params["shards"][index]))
     train = np.load(params["train"][index])
     evaluation = EvaluationSet.load(Path(params["evaluation"]))
-    found = search(*shard.text, evaluation)
+    found = search(*shard.text, evaluation, np.flatnonzero(train))
     drop = train & (found.item >= 0) & (found.score >= np.float32(params["threshold"]))
     table = pa.table({"overlap": found.overlap, "coverage": found.coverage, "item": found.item})
     pq.write_table(table, out / "overlap.parquet", compression="zstd")

@@ -79,6 +79,8 @@ def _character(text: bytes, at: int) -> int:
 
 def prepared(text: bytes) -> bytes:
     """What the library feeds its model: NFC, and lower case where all is upper case."""
+    if text.isascii():
+        return text.lower() if text.isupper() else text
     try:
         decoded = text.decode()
     except UnicodeDecodeError as error:

@@ -3,20 +3,23 @@
 Chen and Goodman, "An Empirical Study of Smoothing Techniques for Language Modeling", 1998, section 3; the highest order
 uses counts, lower orders the number of distinct words seen before an n-gram. A document's first word has no context and
 its second one word of it: a document is one sequence without marks for its start and end. Where counts are too few to
-estimate discounts they are 0.5, 1 and 1.5, as in KenLM. Needs no compiler.
+estimate discounts they are 0.5, 1 and 1.5, as in KenLM.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from data_pipeline.dedup.shingles import TABLE, _words
+from data_pipeline.filters.key_table import KeyTable, place_of
 
 #: A word's number takes this many bits, so that a trigram is one exact 63-bit key.
 WORD_BITS: Final = 21
@@ -107,21 +110,28 @@ class NgramModel:
 
     def numbers(self, words: Hashes) -> Keys:
         """Numbers int64 [n] of words with these hashes."""
-        where = np.minimum(np.searchsorted(self.vocabulary, words), len(self.vocabulary) - 1)
-        return np.where(self.vocabulary[where] == words, where + 1, 0)
+        return self._tables["vocabulary"].find(words) + 1
 
     def probabilities(self, documents: Sequence[Hashes]) -> Floats:
         """Probability of each word after those before it in its document, float64 [words of all documents]."""
         words, place = self.numbers(np.concatenate(documents)), _places([len(one) for one in documents])
-        result = self.unigram[words]
-        at = np.flatnonzero(place >= 1)
-        share = _found(_keys(words, place, 2), self.pairs, self.pair_share, 0.0)
-        result[at] = share + self.pair_left[words[at - 1]] * result[at]
-        at = np.flatnonzero(place >= 2)
-        keys = _keys(words, place, 3)
-        share = _found(keys, self.triples, self.triple_share, 0.0)
-        result[at] = share + _found(keys >> WORD_BITS, self.contexts, self.context_left, 1.0) * result[at]
-        return result
+        found: Floats = _interpolated(
+            words.view(np.uint64), place, self.unigram,
+            (self._tables["pairs"].table, self.pair_share, self.pair_left),
+            (self._tables["contexts"].table, self.context_left, self._first),
+            (self.triples.view(np.uint64), self.triple_share),
+        )  # fmt: skip
+        return found
+
+    @cached_property
+    def _tables(self) -> dict[str, KeyTable]:
+        return {name: KeyTable(getattr(self, name)) for name in ("vocabulary", "pairs", "contexts")}
+
+    @cached_property
+    def _first(self) -> Keys:
+        """Where the trigrams of each context begin, [contexts + 1]."""
+        heads = self.triples >> WORD_BITS
+        return np.flatnonzero(np.concatenate([[True], heads[1:] != heads[:-1], [True]]))
 
     def save(self, path: Path) -> None:
         """Writes a .npz file whose bytes depend on the model alone."""
@@ -133,6 +143,28 @@ class NgramModel:
         """Reads what ``save`` wrote."""
         with np.load(path, allow_pickle=False) as stored:
             return cls(**{one.name: stored[one.name] for one in fields(cls)})
+
+
+@njit(cache=True, nogil=True)
+def _interpolated(words, place, unigram, pair, context, triple):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """``NgramModel.probabilities`` of word numbers at ``place`` in their documents; tables with what they hold."""
+    (pairs, pair_share, pair_left), (contexts, context_left, first), (triples, triple_share) = pair, context, triple
+    result, bits = np.empty(len(words)), np.uint64(WORD_BITS)
+    for i in range(len(words)):
+        found = unigram[words[i]]
+        if place[i] >= 1:
+            at = place_of(pairs, words[i - 1] << bits | words[i])
+            found = (pair_share[at] if at >= 0 else 0.0) + pair_left[words[i - 1]] * found
+        if place[i] >= 2:
+            before = words[i - 2] << bits | words[i - 1]
+            known = place_of(contexts, before)
+            if known >= 0:  # else there is no trigram either
+                at, end = first[known], first[known + 1]
+                at += np.searchsorted(triples[at:end], before << bits | words[i])
+                share = triple_share[at] if at < end and triples[at] == before << bits | words[i] else 0.0
+                found = share + context_left[known] * found
+        result[i] = found
+    return result
 
 
 def _places(lengths: Sequence[int]) -> Keys:
@@ -148,8 +180,3 @@ def _keys(words: Keys, place: Keys, order: int) -> Keys:
     for back in range(1, order):
         keys = keys | words[at - back] << WORD_BITS * back
     return keys
-
-
-def _found(keys: Keys, table: Keys, values: Floats, otherwise: float) -> Floats:
-    where = np.minimum(np.searchsorted(table, keys), len(table) - 1)
-    return np.where(table[where] == keys, values[where], otherwise)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from data_pipeline.report.html import count, esc
 
 #: Size in the units of the page where the chart stands beside another one.
-WIDTH, HEIGHT = 520, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 8, 22, 40
+WIDTH, HEIGHT = 520, 222
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 8, 34, 40
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,9 @@ class Histogram:
                 if not number:
                     continue
                 y, below = self._y(held + number, top), self._y(held, top)
+                wide = max(0.6, right - left - 1)
                 out.append(
-                    f'<rect class="{one.kind}" x="{left + 0.5:.1f}" y="{y:.1f}" width="{max(0.6, right - left - 1):.1f}" '
+                    f'<rect class="{one.kind}" x="{left + 0.5:.1f}" y="{y:.1f}" width="{wide:.1f}" '
                     f'height="{max(0.7, below - y):.1f}"><title>{self._span(place)}: {count(number)} {self.unit}'
                     f"{', ' + esc(one.name) if len(self.series) > 1 else ''}</title></rect>"
                 )
@@ -111,23 +112,18 @@ class Histogram:
         )
 
     def _marks(self) -> list[str]:
-        out, last = [], -1e9
-        for value, label in self.marks:
+        """Lines with labels in two rows in turn, so that stages of nearly the same length can both be read."""
+        out = []
+        for place, (value, label) in enumerate(self.marks):
             if not self.edges[0] <= value <= self.edges[-1]:
                 continue
-            x = self._x(value)
-            width = 6.2 * len(label) + 8
-            end = x + width > WIDTH
-            written = x - (width if end else 0) > last
-            text = (
-                f'<text class="mark" x="{x - 4 if end else x + 4:.1f}" y="{_TOP - 8}" '
+            x, y = self._x(value), _TOP - 19 + 13 * (place % 2)
+            end = x + 6.6 * len(label) + 6 > WIDTH
+            out.append(
+                f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 10}" y2="{HEIGHT - _BOTTOM}"/>'
+                f'<text class="mark" x="{x - 4 if end else x + 4:.1f}" y="{y}" '
                 f'text-anchor="{"end" if end else "start"}">{esc(label)}</text>'
             )
-            out.append(
-                f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 18}" y2="{HEIGHT - _BOTTOM}"/>'
-                + (text if written else "")
-            )
-            last = x + width if written and not end else x
         return out
 
     def _log_ticks(self) -> list[float]:

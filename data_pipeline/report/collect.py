@@ -36,13 +36,12 @@ Mask = npt.NDArray[np.bool_]
 
 def collect(pipeline: Pipeline, refined: Refined) -> dict[str, Any]:
     """The content of ``report.json``: JSON values that depend on the corpus and the options alone."""
-    catalogue, filters = pipeline.catalogue, pipeline.options.filters
-    excerpts = Excerpts(catalogue, pipeline.sources, filters.enabled and filters.pii == "scrub")
+    catalogue, scrub = pipeline.catalogue, pipeline.options.filters.pii == "scrub"
+    excerpts = Excerpts(catalogue, pipeline.sources, scrub)
     rows = Rows(catalogue.ids)
     kept = np.zeros(len(catalogue), dtype=np.bool_)
     kept[refined.origin] = True
-    refused = np.zeros(len(catalogue), dtype=np.bool_)
-    refused[rows([row.id for row in pipeline.audit if row.filter in _FILTERS])] = True
+    refused = rows.mask([row.id for row in pipeline.audit if row.filter in _FILTERS])
     examples = _Examples(excerpts, rows)
     return {
         "version": VERSION,
@@ -51,7 +50,7 @@ def collect(pipeline: Pipeline, refined: Refined) -> dict[str, Any]:
         "perplexity_by_language": _by_language(pipeline),
         "rules": _rules(pipeline),
         "dropped": examples.dropped(_dropped(pipeline)),
-        "quarantined": _quarantined(pipeline),
+        "quarantined": _quarantined(pipeline, scrub),
         "duplicates": _duplicates(pipeline, excerpts),
     }
 
@@ -114,13 +113,15 @@ def _by_language(pipeline: Pipeline) -> list[dict[str, Any]]:
 
 
 def _rules(pipeline: Pipeline) -> list[dict[str, Any]]:
-    """Every quality rule with its thresholds and how many documents fail it, whether it is on or not."""
+    """Every quality rule with its thresholds and how many documents fail it, whether it is on or filters are off."""
     options = pipeline.options.filters
-    if not pipeline.signals or not options.enabled:
+    if not pipeline.signals:
         return []
     from data_pipeline.filters.quality import RULES, chosen_rules, thresholds_of
 
-    chosen = {rule.name: rule for rule in chosen_rules(options.rules_on, options.rules_off, thresholds_of(options.thresholds))}
+    chosen = {
+        rule.name: rule for rule in chosen_rules(options.rules_on, options.rules_off, thresholds_of(options.thresholds))
+    }
     rules = []
     for stated in RULES:
         rule = chosen.get(stated.name, stated)
@@ -132,7 +133,7 @@ def _rules(pipeline: Pipeline) -> list[dict[str, Any]]:
                 "source": rule.source,
                 "low": rule.low,
                 "high": rule.high,
-                "on": options.quality and rule.name in chosen,
+                "on": options.enabled and options.quality and rule.name in chosen,
                 "note": rule.note,
                 "fails": fails,
             }
@@ -175,7 +176,7 @@ class _Examples:
         return {**self._excerpts.lone((int(place[0]), int(place[1]))), **said}
 
 
-def _quarantined(pipeline: Pipeline) -> list[dict[str, Any]]:
+def _quarantined(pipeline: Pipeline, scrub: bool) -> list[dict[str, Any]]:
     """The first entries that could not be understood, of as many reasons as there are, with their place."""
     held: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for path in pipeline.quarantine_files:
@@ -186,10 +187,24 @@ def _quarantined(pipeline: Pipeline) -> list[dict[str, Any]]:
                     source = pipeline.sources[row["source"]]
                     place = place_name(source, row["file"], row["position"])
                     held[row["reason"]].append(
-                        {"reason": row["reason"], "source": source.name, "place": place, "detail": row["detail"][:200]}
+                        {
+                            "reason": row["reason"],
+                            "source": source.name,
+                            "place": place,
+                            "detail": _shown(row["detail"], scrub),
+                        }
                     )
     share = max(1, QUARANTINED // max(1, len(held)))
     return [row for reason in sorted(held) for row in held[reason][:share]][:QUARANTINED]
+
+
+def _shown(detail: str, scrub: bool) -> str:
+    """What is wrong with an entry, in short; it may quote the entry."""
+    if scrub:
+        from data_pipeline.filters import pii
+
+        detail = pii.scrub(detail.encode())[0].decode()
+    return detail[:200]
 
 
 # Duplicates.

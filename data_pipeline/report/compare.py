@@ -8,7 +8,10 @@ import re
 from data_pipeline.report.html import esc
 
 #: A word, one sign of a script without spaces, white space, or any other sign.
-_PIECE = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u0e00-\u0e7f\u3040-\u9fff\uac00-\ud7af]+|\s+|.", re.DOTALL)
+_PIECE = re.compile(
+    r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u0e00-\u0e7f\u3040-\u9fff\uac00-\ud7af]+|\s+|.",
+    re.DOTALL,
+)
 
 
 def marked(one: str, other: str) -> tuple[str, str]:

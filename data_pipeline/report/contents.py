@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 #: Unknown language, as of a folder whose text was not judged.
 UNKNOWN = "not judged"
+_NUMBERS = ("source", "file", "position", "bytes", "tokens", "domain")
 _PII = re.compile(r"([\w-]+) (\d+)")
 
 
@@ -31,7 +32,6 @@ _PII = re.compile(r"([\w-]+) (\d+)")
 class Documents:
     """Of one split, [n] each, in the order of its tokens. ``language`` is "not judged" where there are no signals."""
 
-    ids: list[bytes]
     source: npt.NDArray[np.int64]
     file: npt.NDArray[np.int64]
     position: npt.NDArray[np.int64]
@@ -101,6 +101,26 @@ class Contents:
         """The table of a split; ``None`` in a folder of an older version."""
         return _documents(self.folder / f"documents-{split}.parquet")
 
+    def row_of(self, split: str, identity: bytes) -> int | None:
+        """Row of the document with this id in a split; ``None`` if it has none."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        from pyarrow import parquet
+
+        path = self.folder / f"documents-{split}.parquet"
+        if not path.exists():
+            return None
+        ids = parquet.read_table(path, columns=["id"])["id"]
+        row = pc.index(ids, pa.scalar(identity, ids.type)).as_py()
+        return int(row) if row >= 0 else None
+
+    def id_of(self, split: str, row: int) -> bytes:
+        """Id of a document, by its row in a split."""
+        from pyarrow import parquet
+
+        table = parquet.read_table(self.folder / f"documents-{split}.parquet", columns=["id"])
+        return bytes(table["id"][row].as_py())
+
     @functools.cached_property
     def audit(self) -> pa.Table | None:
         """One row for each document dropped or changed; ``None`` in a folder of an older version."""
@@ -168,15 +188,15 @@ class Contents:
     def bits(self, store: str) -> dict[str, int]:
         """Tokens of ``store`` by mask bit; one token may have several."""
         spans = self._spans(store)
-        counts = {str(bit.name): int(spans[(spans[:, 3] & bit.value) > 0, 0].sum()) for bit in MaskBit}
+        counts = {str(bit.name): int(spans[(spans[:, 3] & bit.value) > 0, 0].sum(dtype=np.int64)) for bit in MaskBit}
         return {name: count for name, count in counts.items() if count}
 
-    def _spans(self, store: str) -> npt.NDArray[np.int64]:
+    def _spans(self, store: str) -> npt.NDArray[np.int32]:
         from data_pipeline.pack.records import read_records
 
         if not (self.folder / f"{store}.rec").exists():
-            return np.empty((0, 4), np.int64)
-        return np.asarray(read_records(self.folder / store).spans, dtype=np.int64)
+            return np.empty((0, 4), np.int32)
+        return read_records(self.folder / store).spans
 
     def _json(self, name: str, missing: Any) -> Any:
         path = self.folder / name
@@ -196,16 +216,12 @@ def _documents(path: Path) -> Documents | None:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
+        table = parquet.read_table(path, columns=[*_NUMBERS, "language", "quality"])
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"Cannot read {path} ({reason}); delete its folder and build again.") from error
-    number = {
-        name: table[name].to_numpy().astype(np.int64)
-        for name in ("source", "file", "position", "bytes", "tokens", "domain")
-    }
+    number = {name: table[name].to_numpy().astype(np.int64) for name in _NUMBERS}
     return Documents(
-        ids=table["id"].to_pylist(),
         language=np.array([one or UNKNOWN for one in table["language"].to_pylist()], dtype=np.str_),
         quality=np.array([np.nan if one is None else one for one in table["quality"].to_pylist()], dtype=np.float64),
         **number,

@@ -75,7 +75,7 @@ class Excerpts:
 
 
 class Rows:
-    """Finds documents of a catalogue by id."""
+    """Finds documents of a catalogue by id; documents of one source that are equal have the same."""
 
     def __init__(self, ids: npt.NDArray[np.uint8]) -> None:
         """``ids``: uint8 [n, 16]."""
@@ -83,19 +83,29 @@ class Rows:
         self._order = np.argsort(self._ids, kind="stable")
 
     def __call__(self, wanted: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Row of each id (hex) of ``wanted``, int64; all must be there."""
-        if not wanted:
-            return np.empty(0, np.int64)
-        sought = _ordered(np.frombuffer(bytes.fromhex("".join(wanted)), np.uint8).reshape(-1, 16))
+        """The first row of each id (hex) of ``wanted``, int64; all must be there."""
+        sought = _parsed(wanted)
         found: npt.NDArray[np.int64] = self._order[np.searchsorted(self._ids, sought, sorter=self._order)]
         assert np.array_equal(self._ids[found], sought)
         return found
+
+    def mask(self, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Which rows have an id of ``wanted``, bool [n]."""
+        sought = np.sort(_parsed(wanted))
+        if not len(sought):
+            return np.zeros(len(self._ids), np.bool_)
+        near = np.minimum(np.searchsorted(sought, self._ids), len(sought) - 1)
+        return np.asarray(sought[near] == self._ids)
 
 
 def place_name(source: Source, file: int, position: int) -> str:
     """``path:position`` of a document in its source, as quarantine names it."""
     path = source.files[file]["path"] if 0 <= file < len(source.files) else f"file {file}"
     return f"{path}:{position}"
+
+
+def _parsed(wanted: Sequence[str]) -> npt.NDArray[Any]:
+    return _ordered(np.frombuffer(bytes.fromhex("".join(wanted)), np.uint8).reshape(-1, 16))
 
 
 def _ordered(ids: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:

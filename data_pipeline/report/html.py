@@ -14,9 +14,14 @@ _CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} |
 _CONTROLS |= {code: 0xFFFD for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
+def visible(text: str) -> str:
+    """Text without characters that would steer a terminal or a page."""
+    return text.translate(_CONTROLS)
+
+
 def esc(text: object) -> str:
     """Any text as HTML."""
-    return html.escape(str(text).translate(_CONTROLS))
+    return html.escape(visible(str(text)))
 
 
 def count(number: float) -> str:
@@ -52,7 +57,9 @@ def bar(share: float, tick: float | None = None, kind: str = "") -> str:
     """A bar of ``share`` 0..1 of its cell, with a mark at ``tick``. Its number stands beside it, so it is hidden from
     readers of the screen."""
     mark = "" if tick is None else f'<i style="left:{100 * min(1.0, tick):.2f}%"></i>'
-    return f'<span class="bar {kind}" aria-hidden="true"><b style="width:{100 * min(1.0, share):.2f}%"></b>{mark}</span>'
+    return (
+        f'<span class="bar {kind}" aria-hidden="true"><b style="width:{100 * min(1.0, share):.2f}%"></b>{mark}</span>'
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = (), kind: str = "") -> str:
@@ -62,13 +69,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[
         if tag == "td" and place == 0:
             return f'<th scope="row"{" class=n" if place in numbers else ""}>{value}</th>'
         scope = ' scope="col"' if tag == "th" else ""
-        return f'<{tag}{scope}{" class=n" if place in numbers else ""}>{value}</{tag}>'
+        return f"<{tag}{scope}{' class=n' if place in numbers else ''}>{value}</{tag}>"
 
     body = "".join("<tr>" + "".join(cell(i, one) for i, one in enumerate(row)) + "</tr>" for row in rows)
     top = "".join(cell(i, esc(one), "th") for i, one in enumerate(head))
-    return (
-        f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def long_table(

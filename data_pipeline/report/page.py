@@ -85,7 +85,8 @@ def render(data: Contents) -> str:
 def _lead(data: Contents) -> str:
     train = data.manifest["splits"]["train"]
     used = sum(1 for row in data.sources if row["documents"])
-    said = f"{short(train['tokens'])} training tokens in {count(train['documents'])} documents of {used} source{'s' * (used != 1)}"
+    sources = f"{used} source{'s' * (used != 1)}"
+    said = f"{short(train['tokens'])} training tokens in {count(train['documents'])} documents of {sources}"
     if data.stages:
         lengths = [count(stage["length"]) for stage in data.stages]
         said += f", packed for {'stages' if len(lengths) > 1 else 'a stage'} of {_and(lengths)} tokens"
@@ -100,15 +101,24 @@ def _tiles(data: Contents) -> str:
     splits = data.manifest["splits"]
     train, heldout = splits["train"], splits["heldout"]
     tiles = [
-        ("training tokens", short(train["tokens"]), f"{train['bytes'] / 1e6:,.1f} MB, {train['bytes'] / train['tokens']:.2f} bytes a token"),
+        (
+            "training tokens",
+            short(train["tokens"]),
+            f"{train['bytes'] / 1e6:,.1f} MB, {train['bytes'] / train['tokens']:.2f} bytes a token",
+        ),
         ("held-out tokens", short(heldout["tokens"]), f"{count(heldout['documents'])} documents"),
     ]
     if data.ledger:
         first, last = data.ledger[0]["in"], data.ledger[-1]["kept"]
-        tiles.append(("kept of what was read", percent(last / max(1, first)), f"{count(last)} of {count(first)} documents"))
+        tiles.append(
+            ("kept of what was read", percent(last / max(1, first)), f"{count(last)} of {count(first)} documents")
+        )
         step = next((one for one in data.ledger if one["name"] == "dedup"), None)
         if step is not None and step["in"]:
             gone = sum(step["dropped"].values())
             tiles.append(("duplicates", percent(gone / step["in"]), f"{count(gone)} of {count(step['in'])} documents"))
-    cells = "".join(f'<div class="tile"><span>{esc(a)}</span><strong>{esc(b)}</strong><span>{esc(c)}</span></div>' for a, b, c in tiles)
+    cells = "".join(
+        f'<div class="tile"><span>{esc(a)}</span><strong>{esc(b)}</strong><span>{esc(c)}</span></div>'
+        for a, b, c in tiles
+    )
     return f'<div class="tiles">{cells}</div>'

@@ -16,6 +16,7 @@ STEPS = {
     "over_cap": "Size limit",
     "contaminated": "Overlap with evaluation",
     "empty after edits": "Emptied by edits",
+    "equal after edits": "Equal after edits",
 }
 
 
@@ -32,7 +33,13 @@ def funnel(data: Contents) -> str:
         f'<b class="second" style="width:{100 * heldout / first:.3f}%"></b></div>'
     )
     rows.append(
-        ["Split", flow, count(train + heldout), "", f"<b>{count(train)}</b>&nbsp;training, <b>{count(heldout)}</b>&nbsp;held out"]
+        [
+            "Split",
+            flow,
+            count(train + heldout),
+            "",
+            f"<b>{count(train)}</b>&nbsp;training, <b>{count(heldout)}</b>&nbsp;held out",
+        ]
     )
     cut = data.manifest.get("counts", {}).get("cut", 0)
     more = f" Long texts were cut {count(cut)} times; each part counts as a document." if cut else ""
@@ -61,21 +68,31 @@ def quarantine(data: Contents) -> str:
     if not reasons:
         return ""
     shown = data.collected.get("quarantined", [])
-    rows = [[f"<code>{esc(row['place'])}</code>", esc(row["source"]), esc(row["reason"]), esc(row["detail"])] for row in shown]
+    rows = [
+        [f"<code>{esc(row['place'])}</code>", esc(row["source"]), esc(row["reason"]), esc(row["detail"])]
+        for row in shown
+    ]
     lead = note(f"{listed(reasons, 12)}. All of them, with their first bytes, are in <code>quarantine.jsonl</code>.")
     return lead + (table(["where", "source", "reason", "what is wrong"], rows) if rows else "")
 
 
 def parameters(data: Contents) -> str:
     """Every option as it was given to the build, and every file with its hash."""
-    rows = [[f"<code>{esc(key)}</code>", f"<code>{esc(value)}</code>"] for key, value in _flat(data.manifest.get("parameters", {}))]
+    rows = [
+        [f"<code>{esc(key)}</code>", f"<code>{esc(value)}</code>"]
+        for key, value in _flat(data.manifest.get("parameters", {}))
+    ]
     files = [
         [f"<code>{esc(name)}</code>", count(entry["bytes"]), f"<code>{esc(entry['sha256'])}</code>"]
         for name, entry in sorted(data.manifest["files"].items())
     ]
     seal = [
         (label, data.manifest.get(key))
-        for label, key in (("digest of input and options", "digest"), ("sha256 of content", "content_sha256"), ("Merkle root", "merkle_root"))
+        for label, key in (
+            ("digest of input and options", "digest"),
+            ("sha256 of content", "content_sha256"),
+            ("Merkle root", "merkle_root"),
+        )
     ]
     sealed = table(["seal", ""], [[esc(label), f"<code>{esc(value)}</code>"] for label, value in seal if value])
     return (

@@ -24,7 +24,9 @@ def duplicates(data: Contents) -> str:
     found = data.collected.get("duplicates", {})
     said = f"{count(equal)} documents had the content of another one"
     if len(near):
-        said += f", and {count(len(near))} were near to one: exact Jaccard index of their word n-grams at least {data.manifest['parameters']['dedup']['threshold']:g}"
+        threshold = data.manifest["parameters"]["dedup"]["threshold"]
+        said += f", and {count(len(near))} were near to one: exact Jaccard index of their word n-grams"
+        said += f" at least {threshold:g}"
     if found.get("compared"):
         said += f" ({count(found['compared'])} candidate pairs were compared, {count(found['edges'])} held)"
     lead = note(f"{said}. The document of higher quality stays, and only its direct neighbours go.")
@@ -38,7 +40,12 @@ def _similarity(data: Contents, near: Any) -> str:
     low = min(float(data.manifest["parameters"]["dedup"]["threshold"]), float(near.min()))
     edges = np.linspace(low, 1.0, 31) if low < 1 else np.array([0.0, 1.0])
     counts, _ = np.histogram(near, edges)
-    chart = Histogram("Near-duplicates by similarity", edges.tolist(), [Series("dropped", "gone", counts.tolist())], "Jaccard index with the document that stays")
+    chart = Histogram(
+        "Near-duplicates by similarity",
+        edges.tolist(),
+        [Series("dropped", "gone", counts.tolist())],
+        "Jaccard index with the document that stays",
+    )
     return f"<div><h3>How alike near-duplicates were</h3>{chart.svg()}</div>"
 
 

@@ -37,10 +37,21 @@ def stages(data: Contents) -> str:
     if plan.get("tokens_of_weight_0"):
         said.append(f"{count(plan['tokens_of_weight_0'])} tokens are of domains with weight 0.")
     said += [
-        f"Stage {count(one['length'])} was left out: {count(one['tokens'])} tokens are too few, it needs {count(one['needs'])}."
+        f"Stage {count(one['length'])} was left out: of documents that long there are {count(one['tokens'])} tokens, "
+        f"and it needs {count(one['needs'])}."
         for one in plan.get("left_out", [])
     ]
-    head = ["length", "sequences", "tokens", "", "long", "long as drawn", "pieces/sequence", "documents cut", "longer than it"]
+    head = [
+        "length",
+        "sequences",
+        "tokens",
+        "",
+        "long",
+        "long as drawn",
+        "pieces/sequence",
+        "documents cut",
+        "longer than it",
+    ]
     return note(" ".join(said)) + table(head, rows, (0, 1, 2, 4, 5, 6, 7, 8))
 
 
@@ -53,7 +64,11 @@ def mix(data: Contents) -> str:
     largest = max(row["share"] for one in found for row in one.values())
     natural = _natural(data)
     rows = [
-        [esc(name), percent(natural[name]) if name in natural else "–", *(_cell(one.get(name), largest) for one in found)]
+        [
+            esc(name),
+            percent(natural[name]) if name in natural else "–",
+            *(_cell(one.get(name), largest) for one in found),
+        ]
         for name in names
     ]
     gap = max(abs(row["share"] - row["target"]) for one in found for row in one.values())
@@ -61,10 +76,14 @@ def mix(data: Contents) -> str:
     temperature = data.curriculum["temperature"]
     lead = (
         f"Bar: share of the stage's samples; mark: its target, at temperature {temperature:g}. "
-        f"Largest gap between the two: {100 * gap:.3g} percentage points. × says how often a domain's text is read while "
-        "the stage is read once"
+        f"Largest gap between the two: {100 * gap:.2g} percentage points. × says how often a domain's text is read "
+        "while the stage is read once"
     )
-    lead += f"; more than {REPEATS:g} times in {again} places, which are marked." if again else f", never more than {REPEATS:g} times."
+    lead += (
+        f"; more than {REPEATS:g} times in {again} places, which are marked."
+        if again
+        else f", never more than {REPEATS:g} times."
+    )
     head = ["domain", "of the text", *(f"stage {count(stage['length'])}" for stage in data.stages)]
     empty = "".join(
         f"<li>stage {count(stage['length'])}: {esc(', '.join(stage['domains_without_sequence']))}</li>"
@@ -114,10 +133,13 @@ def tasks(data: Contents) -> str:
             )  # fmt: skip
     if not rows:
         return ""
-    total = {label: made.get(split, {}).get("documents", 0) for split, label in (("tasks", "training"), ("tasks-heldout", "held-out"))}
+    total = {
+        label: made.get(split, {}).get("documents", 0)
+        for split, label in (("tasks", "training"), ("tasks-heldout", "held-out"))
+    }
     lead = note(
-        f"{count(total['training'])} training and {count(total['held-out'])} held-out tasks, each made of text of its own "
-        "split. Not used: candidates that were rejected, and why."
+        f"{count(total['training'])} training and {count(total['held-out'])} held-out tasks, each made of text of its "
+        "own split. Not used: candidates that were rejected, and why."
     )
     head = ["split", "stage", "family", "tasks", "tokens", "kinds", "not used"]
     return lead + table(head, rows, (1, 3, 4), "tasks")
@@ -135,5 +157,7 @@ def records(data: Contents) -> str:
     shown = [store for store in stores if roles[store]]
     rows = [[esc(name), *(count(roles[store].get(name, 0)) for store in shown)] for name in names]
     rows += [[f"<code>{esc(name)}</code>", *(count(bits[store].get(name, 0)) for store in shown)] for name in marks]
-    lead = note("Tokens by the role of their record, then by the mask bits it carries. Plain documents have the role data.")
+    lead = note(
+        "Tokens by the role of their record, then by the mask bits it carries. Plain documents have the role data."
+    )
     return lead + table(["role or bit", *(stores[store] for store in shown)], rows, tuple(range(1, len(shown) + 1)))

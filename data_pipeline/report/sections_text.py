@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def sources(data: Contents) -> str:
     head = ["source", "licence", "documents", "MB", "", "share", "equal", "near", "filtered"]
     lines = []
     for number, row in rows:
-        gone = data.dropped_by_source.get(number, {})
+        gone: Mapping[str, int] = data.dropped_by_source.get(number, {})
         other = sum(n for name, n in gone.items() if name not in _DUPLICATE)
         lines.append(
             [
@@ -44,7 +45,7 @@ def sources(data: Contents) -> str:
         "The last columns count documents that went: equal to another, near to another, and by filters."
     )
     numbers = (2, 3, 5, 6, 7, 8, 9)
-    return lead + long_table([*head, *(["weight"] if weighted else [])], lines, numbers, _SHOWN, "sources")
+    return lead + long_table([*head, *(["weight"] if weighted else [])], lines, numbers, _SHOWN, "sources", "sources")
 
 
 def languages(data: Contents) -> str:
@@ -57,13 +58,17 @@ def languages(data: Contents) -> str:
     largest = rows[0][2][0]
     lines = [
         [
-            f"<code>{esc(name)}</code>", count(number), f"{size / 1e6:,.2f}", bar(size / largest), percent(size / whole),
-            short(tokens), f"{size / max(1, tokens):.2f}",
+            f"<code>{esc(name)}</code>", count(number), f"{size / 1e6:,.2f}", bar(size / largest),
+            percent(size / whole), short(tokens), f"{size / max(1, tokens):.2f}",
         ]
         for name, number, (size, tokens) in rows
     ]  # fmt: skip
     small = sum(1 for _, number, _ in rows if number < 20)
-    few = f" {small} of them have fewer than 20 documents: some of these will be mistakes of the identifier." if small else ""
+    few = (
+        f" {small} of them have fewer than 20 documents: some of these will be mistakes of the identifier."
+        if small
+        else ""
+    )
     lead = note(f"Training text in {len(rows)} languages, as identified document by document.{few}")
     head = ["language", "documents", "MB", "", "share", "tokens", "bytes/token"]
     return lead + long_table(head, lines, (1, 2, 4, 5, 6), _SHOWN, "languages")
@@ -81,7 +86,9 @@ def lengths(data: Contents) -> str:
     charts = []
     for title, unit, weights in (("Documents", "documents", None), ("Tokens", "tokens", tokens)):
         counts, _ = np.histogram(tokens, edges, weights=weights)
-        chart = Histogram(f"{title} by length", edges.tolist(), [Series(unit, "kept", counts.tolist())], label, True, marks, unit)
+        chart = Histogram(
+            f"{title} by length", edges.tolist(), [Series(unit, "kept", counts.tolist())], label, True, marks, unit
+        )
         charts.append(f"<div><h3>{title} by length</h3>{chart.svg()}</div>")
     low, middle, high = (int(one) for one in np.percentile(documents.tokens, (10, 50, 90)))
     lead = note(
@@ -108,8 +115,8 @@ def signals(data: Contents) -> str:
     if not charts:
         return ""
     lead = note(
-        f"All {count(data.collected['documents'])} documents that were read, whatever became of them: kept, dropped by a "
-        "filter, or dropped later as a duplicate and so on. The outermost values are counted into the last bars."
+        f"All {count(data.collected['documents'])} documents that were read, whatever became of them: kept, dropped by "
+        "a filter, or dropped later as a duplicate and so on. The outermost values are counted into the last bars."
     )
     return lead + f'<div class="{"three" if len(charts) > 2 else "two"}">{"".join(charts)}</div>' + _bands(data)
 
@@ -117,12 +124,18 @@ def signals(data: Contents) -> str:
 def _chart(title: str, label: str, found: dict[str, Any]) -> str:
     kinds = {"kept": "kept", "dropped later": "later", "filtered": "gone"}
     series = [Series(name, kind, found["counts"][name]) for name, kind in kinds.items() if sum(found["counts"][name])]
+    if found["unknown"]:
+        label += f"; {count(found['unknown'])} have none"
     return Histogram(title, found["edges"], series, label, bool(found.get("logarithmic"))).svg()
 
 
 def _bands(data: Contents) -> str:
     rows = [
-        [f"<code>{esc(row['language'])}</code>", count(row["documents"]), *(figure(row[key]) for key in ("low", "median", "high"))]
+        [
+            f"<code>{esc(row['language'])}</code>",
+            count(row["documents"]),
+            *(figure(row[key]) for key in ("low", "median", "high")),
+        ]
         for row in data.collected.get("perplexity_by_language", [])
     ]
     if not rows:
@@ -142,7 +155,10 @@ def filters(data: Contents) -> str:
     most = max((one.count for one in acted), default=1)
     rows = [_rule(one, known.get(one.rule, {}), most) for one in acted]
     head = ["rule", "dropped", "", "scores of these", "threshold", "signal"]
-    lead = note("The first rule that a document fails is the one that dropped it. Each document is a row of <code>audit.parquet</code>.")
+    lead = note(
+        "The first rule that a document fails is the one that dropped it. "
+        "Each document is a row of <code>audit.parquet</code>."
+    )
     shown = [_quotes(one, examples[one.rule]) for one in acted if examples.get(one.rule)]
     if not rows:
         lead = note("No rule dropped a document.")
@@ -166,12 +182,22 @@ def _rule(one: Dropped, known: dict[str, Any], most: int) -> list[str]:
 
 
 def _quotes(one: Dropped, found: list[dict[str, Any]]) -> str:
-    blocks = []
-    for row in found:
-        text = "Its policy forbids copies." if row["text"] is None else row["text"].strip() + (" …" if row.get("more") else "")
-        about = f"{esc(row['source'])}<br><small class='note'>{esc(row['place'])}</small><br>score <b>{figure(row['score'])}</b>, threshold {figure(row['threshold'])}<br><small class='note'>{esc(row['detail'])}</small>"
-        blocks.append(f'<div class="quote"><div>{about}</div><pre dir="auto">{esc(text)}</pre></div>')
-    return f"<h3><code>{esc(one.rule)}</code>: {len(found)} of {count(one.count)}</h3>{''.join(blocks)}"
+    blocks = "".join(map(_quote, found))
+    return f"<h3><code>{esc(one.rule)}</code>: {len(found)} of {count(one.count)}</h3>{blocks}"
+
+
+def _quote(row: dict[str, Any]) -> str:
+    text = row["text"]
+    shown = "Its policy forbids copies." if text is None else text.strip() + (" …" if row.get("more") else "")
+    about = "<br>".join(
+        [
+            esc(row["source"]),
+            f'<small class="note">{esc(row["place"])}</small>',
+            f"score <b>{figure(row['score'])}</b>, threshold {figure(row['threshold'])}",
+            f'<small class="note">{esc(row["detail"])}</small>',
+        ]
+    )
+    return f'<div class="quote"><div>{about}</div><pre dir="auto">{esc(shown)}</pre></div>'
 
 
 def _others(data: Contents, known: dict[str, dict[str, Any]]) -> str:

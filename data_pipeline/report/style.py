@@ -39,7 +39,8 @@ td:last-child, th:last-child { padding-right:0; }
   border-radius:2px; }
 .bar b { display:block; height:100%; background:var(--kept); border-radius:2px; }
 .bar i { position:absolute; top:-3px; bottom:-3px; width:2px; margin-left:-1px; background:var(--tick); }
-td:has(> .bar) { width:18%; } .narrow { max-width:560px; }
+td:has(> .bar) { width:18%; } .sources td:has(> .bar) { width:9%; }
+.narrow { max-width:560px; }
 .mix .bar { min-width:64px; height:7px; margin-top:2px; } .mix td:has(> .bar) { width:auto; }
 .tasks td:first-child, .tasks th, .tasks td:nth-child(3) { white-space:nowrap; }
 .mix small { color:var(--muted); white-space:nowrap; }
@@ -62,7 +63,7 @@ rect.kept { fill:var(--kept); } rect.gone { fill:var(--gone); } rect.later { fil
 .legend .later { background:var(--later); }
 .two { display:grid; grid-template-columns:repeat(2,minmax(0,1fr)); gap:0 40px; }
 .three { display:grid; grid-template-columns:repeat(3,minmax(0,1fr)); gap:0 28px; }
-.three svg text { font-size:14px; }
+.three svg text { font-size:16px; }
 .sides { display:grid; grid-template-columns:repeat(2,minmax(0,1fr)); gap:12px; margin:6px 0 18px; }
 .sides p { font-size:13px; color:var(--muted); overflow-wrap:anywhere; margin-bottom:4px; }
 pre { margin:0; font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipeline.output import write_atomically
 from data_pipeline.progress import Log
 from data_pipeline.sources.base import Source
 from refractor_megatron.errors import DataError
+
+if TYPE_CHECKING:
+    from data_pipeline.sources.fingerprint import Fingerprints
 
 DEFAULT_CORPUS = "debian-docs"
 
@@ -24,29 +28,30 @@ def open_sources(
     """
     if corpus is not None and sources_file is not None:
         raise DataError(f"Both --corpus {corpus} and data.sources={sources_file} are given; keep one of them.")
-    if corpus is None and sources_file is None:
-        return _default_sources(cache, log, name)
-    from data_pipeline.sources.files import file_sources
     from data_pipeline.sources.fingerprint import Fingerprints
-    from data_pipeline.sources.sources_file import listed_sources
 
     fingerprints = Fingerprints(cache)
     if corpus is not None:
+        from data_pipeline.sources.files import file_sources
+
         sources = file_sources(Path(corpus), fingerprints)
-    else:
-        assert sources_file is not None
+    elif sources_file is not None:
+        from data_pipeline.sources.sources_file import listed_sources
+
         sources = listed_sources(Path(sources_file), fingerprints)
+    else:
+        sources = _default_sources(cache, log, name, fingerprints)
     fingerprints.save()
     return sources
 
 
-def _default_sources(cache: Path, log: Log, name: str) -> list[Source]:
+def _default_sources(cache: Path, log: Log, name: str, fingerprints: Fingerprints) -> list[Source]:
     from data_pipeline.sources import debian, python_dists
     from data_pipeline.sources.packages import CORPORA
 
     if name in CORPORA and name != DEFAULT_CORPUS:
         try:
-            return debian.debian_sources(cache / "debian", log, CORPORA[name], f"receipt-{name}.json")
+            return debian.debian_sources(cache / "debian", log, CORPORA[name], f"receipt-{name}.json", fingerprints)
         except debian.Unavailable as reason:
             raise DataError(
                 f"The packages of data.name={name} cannot be fetched here ({reason}); restore the network, or give "
@@ -56,7 +61,9 @@ def _default_sources(cache: Path, log: Log, name: str) -> list[Source]:
     remembered = _remembered(choice)
     if remembered != "python":
         try:
-            sources = debian.debian_sources(cache / "debian", log, CORPORA[DEFAULT_CORPUS], "receipt.json")
+            sources = debian.debian_sources(
+                cache / "debian", log, CORPORA[DEFAULT_CORPUS], "receipt.json", fingerprints
+            )
         except debian.Unavailable as reason:
             if remembered == "debian":
                 raise DataError(

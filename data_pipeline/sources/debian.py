@@ -23,9 +23,10 @@ from data_pipeline.output import exclusive, write_atomically
 from data_pipeline.progress import Log
 from data_pipeline.sources.base import Source
 from data_pipeline.sources.debs import members
-from data_pipeline.sources.fingerprint import sha256_of
+from data_pipeline.sources.fingerprint import Fingerprints, sha256_of
 from data_pipeline.sources.licence import short_licence
 from data_pipeline.sources.packages import Package
+from refractor_megatron.errors import DataError
 
 #: A package of more than this is divided into slices (bytes). Each slice streams the whole package: for the largest one
 #: that takes 2.5 s, a third of the time that extracting its text does.
@@ -33,6 +34,7 @@ _SLICE_BYTES = 24 << 20
 #: Text for each byte of a package, roughly; for progress only.
 _GROWTH = 2.5
 _COMMAND_SECONDS = 240
+_WAY_OUT = "restore it, or delete the receipt to take the packages that apt offers now"
 
 
 class Unavailable(Exception):
@@ -72,30 +74,43 @@ class Offer:
             return False
 
 
-def debian_sources(cache: Path, log: Log, packages: tuple[Package, ...], receipt: str) -> list[Source]:
+def debian_sources(
+    cache: Path, log: Log, packages: tuple[Package, ...], receipt: str, fingerprints: Fingerprints
+) -> list[Source]:
     """One source per package; ``receipt``: file name in ``cache`` of what was chosen.
 
-    Raises ``Unavailable`` if apt is missing or cannot fetch.
+    Raises ``Unavailable`` if apt is missing or cannot fetch, ``DataError`` for a receipt that cannot be read, and for
+    a package that is not, or is no longer to be had, as the receipt has it.
     """
     if shutil.which("dpkg-deb") is None:
         raise Unavailable("dpkg-deb is not installed")
-    debs = _receipt(cache, receipt)
-    if debs is None:
+    debs = _receipt(cache / receipt)
+    if not _present(cache, debs):
         with exclusive(cache, log):
-            debs = _receipt(cache, receipt) or _fetch(cache, log, packages, receipt)
-    return [_source(deb, cache, packages) for deb in debs]
+            debs = _receipt(cache / receipt)  # another build may have been first
+            if not _present(cache, debs):
+                debs = _fetch(cache, log, packages, receipt, debs)
+    return [_source(deb, cache, packages, fingerprints) for deb in debs]
 
 
-def _receipt(cache: Path, name: str) -> list[Deb] | None:
-    """The packages of an earlier build if all are still there."""
+def _receipt(path: Path) -> list[Deb]:
+    """The packages of an earlier build; none if there was none."""
     try:
-        debs = [Deb(**entry) for entry in json.loads((cache / name).read_bytes())]
-    except (OSError, ValueError, TypeError):
-        return None
-    return debs if debs and all((cache / deb.file).is_file() for deb in debs) else None
+        debs = [Deb(**entry) for entry in json.loads(path.read_bytes())]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"The receipt {path} cannot be read ({error}); {_WAY_OUT}.") from error
+    if not debs:
+        raise DataError(f"The receipt {path} names no packages; {_WAY_OUT}.")
+    return debs
 
 
-def _fetch(cache: Path, log: Log, packages: tuple[Package, ...], receipt: str) -> list[Deb]:
+def _present(cache: Path, debs: list[Deb]) -> bool:
+    return bool(debs) and all((cache / deb.file).is_file() for deb in debs)
+
+
+def _fetch(cache: Path, log: Log, packages: tuple[Package, ...], receipt: str, promised: list[Deb]) -> list[Deb]:
     if shutil.which("apt-get") is None:
         raise Unavailable("apt-get is not installed")
     started = time.monotonic()
@@ -105,10 +120,24 @@ def _fetch(cache: Path, log: Log, packages: tuple[Package, ...], receipt: str) -
     except Unavailable:
         log("data: refreshing apt's package lists in the cache folder (no root needed)")
         debs = _download(cache, _private_lists(cache), packages)
+    _kept_promise(cache / receipt, promised, debs)
     write_atomically(cache / receipt, json.dumps([asdict(deb) for deb in debs], indent=1))
     size = sum((cache / deb.file).stat().st_size for deb in debs) / 1e6
     log(f"data: fetched {len(debs)} packages, {size:.1f} MB, in {time.monotonic() - started:.1f} s")
     return debs
+
+
+def _kept_promise(receipt: Path, promised: list[Deb], debs: list[Deb]) -> None:
+    """Raises ``DataError`` if packages that had gone came back as others: the build would change its text unasked."""
+    got = {deb.package: deb for deb in debs}
+    for deb in promised:
+        now = got.get(deb.package)
+        if now is None or now.sha256 != deb.sha256:
+            offer = "no package of this name" if now is None else f"another one, of version {now.version}"
+            raise DataError(
+                f"{receipt} lists {deb.package} {deb.version}, whose file {deb.file} is not there any more, and apt now "
+                f"offers {offer}; {_WAY_OUT}."
+            )
 
 
 def _private_lists(cache: Path) -> list[str]:
@@ -202,19 +231,25 @@ def _with_licences(offers: list[Offer], cache: Path) -> list[Deb]:
     return debs
 
 
-def _source(deb: Deb, cache: Path, packages: tuple[Package, ...]) -> Source:
+def _source(deb: Deb, cache: Path, packages: tuple[Package, ...], fingerprints: Fingerprints) -> Source:
+    """A verified package; its tasks look only whether it has changed since."""
     take = next(package.take for package in packages if re.fullmatch(package.pattern, deb.package))
-    size = deb.bytes or (cache / deb.file).stat().st_size  # receipts of older builds do not say
+    path = cache / deb.file
+    digest, stat = fingerprints.of(path)
+    if digest != deb.sha256:
+        raise DataError(f"{path} does not match its sha256; delete this file and run again.")
+    size = stat.st_size
     slices = -(-size // _SLICE_BYTES)
     units = tuple(
         {
             "kind": "deb",
             "deb": deb.file,
             "sha256": deb.sha256,
+            "bytes": size,
             "take": list(take),
             "slice": [number, slices],
             "megabytes": size * _GROWTH / slices / 1e6,
-            "place": {"root": str(cache.absolute())},
+            "place": {"root": str(cache.absolute()), "stamp": stat.st_mtime_ns},
         }
         for number in range(slices)
     )

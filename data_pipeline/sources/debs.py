@@ -13,7 +13,7 @@ from pathlib import Path
 from data_pipeline.sources.base import Bad, Item, Reading, Unit
 from data_pipeline.sources.entries import entry_text
 from data_pipeline.sources.extract import html_text, man_text
-from data_pipeline.sources.fingerprint import sha256_of
+from data_pipeline.sources.fingerprint import unchanged
 from data_pipeline.sources.mallard import mallard_text
 from refractor_megatron.errors import DataError
 
@@ -43,11 +43,11 @@ def read_deb(unit: Unit, reading: Reading) -> Iterator[Item]:
     """Every n-th wanted member of a package, from the k-th on, for ``slice`` [k, n]; its position is its place among
     the wanted ones.
 
-    Raises ``DataError`` if the package is not the file that was planned.
+    Raises ``DataError`` if the package is not the file that was planned, whose content was verified then.
     """
     path = Path(unit["place"]["root"]) / unit["deb"]
     try:
-        intact = sha256_of(path) == unit["sha256"]
+        intact = unchanged(path, unit["bytes"], unit["place"]["stamp"], unit["sha256"])
     except OSError as error:
         raise DataError(f"Cannot read {path} ({error.strerror}); run again to fetch it.") from error
     if not intact:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from data_pipeline.documents import cut_position, plain
+from data_pipeline.documents import Document, cut_position, plain
 from data_pipeline.provenance import UNSTATED, Provenance, provenance_of
 from data_pipeline.shards import Located
 from data_pipeline.sources.base import Bad, Item, Reading
@@ -31,17 +32,18 @@ _PAYLOAD = ("text", "messages")
 _NULS = b"\0 \t\r\n\f\v"
 
 Rules = Mapping[str, Any]
-NO_RULES: Rules = {}
+#: All rules there are, with the values of a source that states none.
+NO_RULES: Rules = {"format": None, "schema": None, "fields": {}, "html": "main-text"}
 
 
 def read_file(path: Path, file: int, reading: Reading, rules: Rules = NO_RULES) -> Iterator[Item]:
     """Documents and quarantined entries of one file, in order; ``file`` is its number in the source.
 
-    ``rules``: ``format`` (of ``FORMATS``; else by its suffix), ``schema`` (JSON Schema of an entry), ``fields``
-    (our name of a field: the file's), ``html`` ("main-text" or "all"). Raises ``DataError`` naming a file that cannot
-    be read at all.
+    ``rules``: ``format`` (of ``FORMATS``; null: by its suffix), ``schema`` (JSON Schema of an entry, or null),
+    ``fields`` (our name of a field: the file's), ``html`` ("main-text" or "all"); all are required. Raises
+    ``DataError`` naming a file that cannot be read at all.
     """
-    kind = rules.get("format") or _format(path)
+    kind = rules["format"] or _format(path)
     try:
         if kind == "parquet":
             from data_pipeline.sources.parquet import read_parquet
@@ -67,16 +69,30 @@ def read_text(stream: IO[bytes], file: int, reading: Reading) -> Iterator[Item]:
 
     A part's position is its number; a part that is not UTF-8 is quarantined, and the others are kept.
     """
-    for position, part in enumerate(_parts(stream, reading), start=1):
-        yield _part(part, UNSTATED, file, position)
+    yield from _items(stream, UNSTATED, file, itertools.count(1), reading)
 
 
 def entry_text(
     data: bytes, file: int, position: int, reading: Reading, stated: Provenance = UNSTATED
 ) -> Iterator[Item]:
     """The parts of one entry's text; they share its position."""
-    for part in _parts(io.BytesIO(data), reading):
-        yield _part(part, stated, file, position)
+    yield from _items(io.BytesIO(data), stated, file, itertools.repeat(position), reading)
+
+
+def _items(
+    stream: IO[bytes], stated: Provenance, file: int, positions: Iterator[int], reading: Reading
+) -> Iterator[Item]:
+    """The parts of one text. All name the first one's key as their group, also where that one is quarantined."""
+    first: Document | None = None
+    group: bytes | None = None
+    for data in _parts(stream, reading):
+        document = plain(data, stated)
+        if first is not None:
+            group = first.key
+            first = None
+        yield _checked_part(document, group, file, next(positions))
+        if group is None:
+            first = document  # hashed only if there is a second part
 
 
 def _parts(stream: IO[bytes], reading: Reading) -> Iterator[bytes]:
@@ -90,7 +106,8 @@ def _parts(stream: IO[bytes], reading: Reading) -> Iterator[bytes]:
     yield data
 
 
-def _part(data: bytes, stated: Provenance, file: int, position: int) -> Item:
+def _checked_part(document: Document, group: bytes | None, file: int, position: int) -> Item:
+    data = document.parts[0].data
     try:
         data.decode()
     except UnicodeDecodeError as error:
@@ -98,7 +115,7 @@ def _part(data: bytes, stated: Provenance, file: int, position: int) -> Item:
         return bad.at(file, position, data[max(0, error.start - 40) :])
     if b"\0" in data and not data.strip(_NULS):
         return Bad("nul-bytes", f"{len(data)} bytes, nothing but NUL and white space").at(file, position, data)
-    return Located(plain(data, stated), file, position)
+    return Located(document, file, position, group)
 
 
 def _read_jsonl(path: Path, file: int, reading: Reading, rules: Rules) -> Iterator[Item]:
@@ -125,8 +142,8 @@ class Entries:
 
     def __init__(self, file: int, reading: Reading, rules: Rules) -> None:
         self._file, self._reading = file, reading
-        self._fields: dict[str, str] = dict(rules.get("fields") or {})
-        self._own = compiled(rules["schema"]) if rules.get("schema") else None
+        self._fields: dict[str, str] = dict(rules["fields"])
+        self._own = compiled(rules["schema"]) if rules["schema"] is not None else None
         self._default = compiled(ENTRY)
 
     def line(self, line: bytes, number: int) -> Iterator[Item]:
@@ -208,7 +225,7 @@ def _read_page(path: Path, file: int, reading: Reading, rules: Rules) -> Iterato
         yield Bad("too-long", f"a page above {reading.max_line / 1e6:g} MB").at(file, 1, data)
         return
     try:
-        text = page_text(data, main=rules.get("html", "main-text") == "main-text")
+        text = page_text(data, main=rules["html"] == "main-text")
     except Bad as bad:
         yield bad.at(file, 1, data)
         return

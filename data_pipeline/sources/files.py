@@ -9,7 +9,7 @@ from typing import Any
 
 from data_pipeline.sources.base import Item, Reading, Source, Unit, grouped
 from data_pipeline.sources.entries import NO_RULES, SUFFIXES, Rules, read_file
-from data_pipeline.sources.fingerprint import Fingerprints, sha256_of
+from data_pipeline.sources.fingerprint import Fingerprints, unchanged
 from refractor_megatron.errors import DataError
 
 #: Text for each byte of a compressed file, roughly; for progress only.
@@ -72,8 +72,7 @@ def planned(
     table: list[dict[str, Any]] = []
     stamps: list[int] = []
     for path in files:
-        digest = fingerprints.sha256(path)
-        stat = path.stat()
+        digest, stat = fingerprints.of(path)
         table.append({"path": path.relative_to(root).as_posix(), "sha256": digest, "bytes": stat.st_size})
         stamps.append(stat.st_mtime_ns)
     units = tuple(
@@ -104,10 +103,9 @@ def read_files(unit: Unit, reading: Reading) -> Iterator[Item]:
 
 
 def _unchanged(path: Path, entry: dict[str, Any], stamp: int) -> None:
-    """Raises ``DataError`` if the file has gone or has other content; one that was only touched is the same file."""
+    """Raises ``DataError`` if the file has gone or has other content."""
     try:
-        stat = path.stat()
-        same = stat.st_size == entry["bytes"] and (stat.st_mtime_ns == stamp or sha256_of(path) == entry["sha256"])
+        same = unchanged(path, entry["bytes"], stamp, entry["sha256"])
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"{path} cannot be read any more ({reason}); put it back and run again.") from error

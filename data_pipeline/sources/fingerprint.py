@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
 from pathlib import Path
 
@@ -21,8 +22,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def unchanged(path: Path, size: int, stamp: int, digest: str) -> bool:
+    """Whether a file has the content it was planned with: ``size`` (bytes) and either its modification time ``stamp``
+    (ns) or its sha256. One that was only touched is the same file. Raises ``OSError`` if it cannot be read.
+    """
+    stat = path.stat()
+    return stat.st_size == size and (stat.st_mtime_ns == stamp or sha256_of(path) == digest)
+
+
 class Fingerprints:
-    """sha256 by (path, size, modification time, inode), kept in ``<cache>/fingerprints.json``.
+    """sha256 by (path, size, times of modification and change, inode), kept in ``<cache>/fingerprints.json``.
 
     The hash, and so the dataset's digest, depends on content only; the index merely saves reading. Deleting it is safe.
     """
@@ -35,25 +44,36 @@ class Fingerprints:
             known = json.loads(self._file.read_bytes())
             self._known = known if isinstance(known, dict) else {}
 
-    def sha256(self, path: Path) -> str:
-        """Content hash of ``path``. Raises ``DataError`` if it cannot be read."""
+    def of(self, path: Path) -> tuple[str, os.stat_result]:
+        """``(sha256, status)`` of ``path``, both of the same content.
+
+        Raises ``DataError`` if it cannot be read, or changes while it is.
+        """
         try:
             stat = path.stat()
-            stamp: list[int | str] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            stamp = _stamp(stat)
             key = str(path.resolve())
             entry = self._known.get(key)
-            if entry is not None and entry[:3] == stamp:
-                return str(entry[3])
+            if isinstance(entry, list) and len(entry) == len(stamp) + 1 and entry[:-1] == stamp:
+                return str(entry[-1]), stat
             digest = sha256_of(path)
+            after = _stamp(path.stat())
         except OSError as error:
             raise DataError(f"Cannot read {path} ({error.strerror}); mend its permissions or move it out.") from error
-        if time.time() - stat.st_mtime > _SETTLE_SECONDS:
+        if after != stamp:
+            raise DataError(f"{path} changed while it was read; run again when nothing writes to it.")
+        if time.time() - max(stat.st_mtime, stat.st_ctime) > _SETTLE_SECONDS:
             self._known[key] = [*stamp, digest]
             self._changed = True
-        return digest
+        return digest, stat
 
     def save(self) -> None:
         """Writes the index if it has grown."""
         if self._changed:
             write_atomically(self._file, json.dumps(self._known))
             self._changed = False
+
+
+def _stamp(stat: os.stat_result) -> list[int | str]:
+    """What differs once a file has been written to. The time of change is the kernel's: no program can set it back."""
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]

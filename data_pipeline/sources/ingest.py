@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 QUARANTINE = "quarantine.jsonl"
 LEDGER = "ledger.json"
 #: Raise when the same sources would give other shards.
-VERSION = 1
+VERSION = 2
 _SHOWN = 3
 
 Ledger = dict[str, Any]
@@ -52,13 +52,13 @@ def ingest_stage(sources: Sequence[Source], part_bytes: int, max_line_mb: float 
 def ingest_task(params: dict[str, Any], index: int, out: Path) -> None:
     """Writes the shards of unit ``index``, ``quarantine.jsonl`` and ``ledger.json`` into ``out``.
 
-    ``params``: ``units`` [{"source": number, "name", "unit"}], ``part_bytes``, ``max_line_mb``; the units' places stand
-    in them or, one for each, in ``places``. Raises ``DataError`` naming a file that has gone or changed.
+    ``params``: ``units`` [{"source": number, "name", "unit"}], ``part_bytes``, ``max_line_mb``; ``places``: one for
+    each unit. Raises ``DataError`` naming a file that has gone or changed.
     """
     from data_pipeline.shards import write_shards
 
     entry = params["units"][index]
-    unit = entry["unit"] if "places" not in params else {**entry["unit"], "place": params["places"][index]}
+    unit = {**entry["unit"], "place": params["places"][index]}
     reading = Reading(int(params["part_bytes"]), int(float(params["max_line_mb"]) * 1e6))
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -94,14 +94,14 @@ def ingest_task(params: dict[str, Any], index: int, out: Path) -> None:
 
 
 def _row(item: Quarantined, source: int) -> dict[str, Any]:
-    sample = item.sample.decode("utf-8", "backslashreplace")
+    """A line of the quarantine. Its texts can be written as UTF-8: a lone surrogate stands there as an escape."""
     return {
         "reason": item.reason,
         "source": source,
         "file": item.file,
         "position": item.position,
-        "detail": item.detail,
-        "sample": sample,
+        "detail": item.detail.encode("utf-8", "backslashreplace").decode(),
+        "sample": item.sample.decode("utf-8", "backslashreplace"),
     }
 
 

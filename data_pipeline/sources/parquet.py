@@ -20,7 +20,7 @@ _SMALL = 1 << 16
 def read_parquet(path: Path, file: int, reading: Reading, rules: Rules) -> Iterator[Item]:
     """Documents and quarantined rows; a damaged file is quarantined from the first row that cannot be read."""
     row, entries = 0, Entries(file, reading, rules)
-    text = (rules.get("fields") or {}).get("text", "text")
+    text = rules["fields"].get("text", "text")
     try:
         for batch in _batches(path, rules):
             names = batch.schema.names
@@ -64,7 +64,7 @@ def _batches(path: Path, rules: Rules) -> Iterator[Any]:
 
 
 def _columns(names: list[str], rules: Rules) -> list[str]:
-    fields, schema = rules.get("fields") or {}, rules.get("schema") or {}
+    fields, schema = rules["fields"], rules["schema"] or {}
     payload = [fields.get(name, name) for name in ("text", "messages")]
     if not set(payload) & set(names):
         raise Bad("wrong-schema", f"no column named {' or '.join(payload)}")

@@ -12,7 +12,7 @@ import yaml
 from data_pipeline.manifest import canonical
 from data_pipeline.provenance import FIELDS
 from data_pipeline.sources.base import Source
-from data_pipeline.sources.entries import FORMATS, SUFFIXES
+from data_pipeline.sources.entries import FORMATS, NO_RULES, SUFFIXES
 from data_pipeline.sources.files import files_below, planned
 from data_pipeline.sources.fingerprint import Fingerprints
 from data_pipeline.validate.schema import compiled, load_schema
@@ -103,7 +103,7 @@ def _source(entry: dict[str, Any], file: Path, fingerprints: Fingerprints) -> So
     rules: dict[str, Any] = {key: entry[key] for key in ("format", "html", "fields") if key in entry}
     if schema is not None:
         rules["schema"] = schema
-    table, units = planned(files, root, fingerprints, rules)
+    table, units = planned(files, root, fingerprints, {**NO_RULES, **rules})
     identity: dict[str, Any] = {one["path"]: one["sha256"] for one in table}
     if rules:
         identity["rules"] = canonical(rules).decode()

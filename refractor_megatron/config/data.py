@@ -70,9 +70,7 @@ class Filters(Section):
 class Decontaminate(Section):
     """Training documents that share text with evaluation are dropped."""
 
-    enabled: bool = leaf(
-        False, "Compare training text with held-out documents and files", section="own", reader=_READER
-    )
+    enabled: bool = leaf(True, "Compare training text with held-out documents and files", section="own", reader=_READER)
     ngram: int = leaf(13, "Words of an n-gram", unit="words", section="own", bounds=_AT_LEAST_ONE, reader=_READER)
     overlap: float = leaf(
         0.5, "Share of a document's n-grams found in evaluation text, or of an item's in it, from which it is dropped", section="own",

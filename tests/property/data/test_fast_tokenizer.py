@@ -1,8 +1,10 @@
-"""The compiled encoder against ``Tokenizer.encode``: the same ids for every sequence of bytes."""
+"""The bulk encoder against ``Tokenizer.encode``: the same ids for every sequence of bytes."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -75,8 +77,18 @@ def assert_equal(documents: Sequence[bytes], vocabularies: Sequence[str] = tuple
             assert ids == VOCABULARIES[name].encode(document), (name, document[:200])
 
 
-def test_the_compiled_path_is_what_is_tested() -> None:
-    assert all(encoder.compiled for encoder in ENCODERS.values())
+def test_the_fast_path_is_what_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [(text + "\n") * n + "it's 'quoted: ('Red')" for text in SAMPLES for n in (1, 2000)]
+    wanted = [TRAINED.encode(document) for document in documents]
+    monkeypatch.delattr(Tokenizer, "encode")
+    assert encoded(ENCODERS["trained"], [document.encode() for document in documents]) == wanted
+
+
+def test_a_library_that_cuts_otherwise_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpt2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    monkeypatch.setattr(fast, "LIBRARY_PATTERN", gpt2)
+    with pytest.raises(AssertionError, match="cuts text otherwise"):
+        FastEncoder(TRAINED)
 
 
 @settings(max_examples=200, deadline=None)
@@ -109,16 +121,31 @@ def test_every_code_point_before_and_after_every_class() -> None:
     assert_equal(["".join(f"{char}a{char}1{char}. {char}" for char in few).encode()], ["trained", "made"])
 
 
-def test_classes_are_the_expression_engines() -> None:
-    import tiktoken
+#: Contractions that the library takes and the split pattern does not, and their neighbours.
+CONTRACTIONS = [f"'{a}{b}" for a in "lLvVrR" for b in "lLeE"] + ["'ſ", "'S", "'ll", "'", "''", "'R"]
+around = st.sampled_from(
+    ["", " ", "  ", "\t", "\n", "\r", "x", "é", "日", "1", ".", "(", "\u3000", "\u0301", "\n\n", "\nx"]
+)
+contractions = st.lists(st.tuples(around, st.sampled_from(CONTRACTIONS), around), max_size=8).map(
+    lambda many: "".join(part for one in many for part in one).encode()
+)
 
-    ranks = {bytes([b]): b for b in range(256)}
-    classes = fast.character_classes()
-    points = [*range(0xD800), *range(0xE000, 0x110000)]
-    rest = tiktoken.Encoding("rest", pat_str=r"[^\s\p{L}\p{N}]", mergeable_ranks=ranks, special_tokens={})
-    others = bytes(rest.encode_ordinary("".join(map(chr, points)))).decode()
-    assert [p for p in points if classes[p] == 0] == [ord(char) for char in others]
-    assert (classes[0xD800:0xE000] == 0).all()
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(contractions, max_size=4))
+def test_contractions_of_mixed_case(documents: list[bytes]) -> None:
+    assert_equal(documents)
+
+
+def test_every_contraction_between_every_two_neighbours() -> None:
+    sides = ["", " ", "  ", "\t", "\n", "x", "日", "1", ".", "(", "\u3000", "\u0301", " \n", "\nx", "x\n "]
+    assert_equal([f"{a}{quote}{b}".encode() for a in sides for quote in CONTRACTIONS for b in sides])
+
+
+def test_contractions_in_and_at_the_cuts_of_long_documents() -> None:
+    lines = [f"Line {i} of text, {'we' if i % 7 else ''}'Re here.\n{' ' * (i % 3)}more" for i in range(4000)]
+    at_cut = "x" * (PIECE_CHARS - 1) + " 'Re " + "y" * PIECE_CHARS
+    assert_equal(["\n".join(lines).encode(), at_cut.encode(), b"\xff" + at_cut.encode()], ["trained"])
 
 
 @pytest.mark.parametrize(
@@ -141,11 +168,25 @@ def test_cuts_of_long_documents(unit: str, line_end: int | None) -> None:
         assert_equal([text.encode(), text.encode() + b"\xff" + text.encode()[: 4 * 100]], ["trained"])
 
 
-def test_a_small_cache_changes_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast, "CACHE_ENTRIES", 2)
-    small = FastEncoder(TRAINED)
-    documents = [text.encode() for text in SAMPLES] * 2
-    assert encoded(small, documents) == [TRAINED.encode(document) for document in documents]
+def test_a_library_that_has_grown_is_loaded_afresh_and_no_id_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = itertools.count(0, fast.GROWTH_BYTES)  # of the process: one before a batch, one after
+    monkeypatch.setattr(fast, "_resident", lambda: next(readings))
+    encoder = FastEncoder(TRAINED)
+    documents = [text.encode() for text in SAMPLES]
+    libraries, found = [], []
+    for _ in range(4):
+        found.append(encoded(encoder, documents))
+        libraries.append(encoder._library)
+    assert libraries[0] is libraries[1]  # what grew by the ids themselves is not the library's
+    assert libraries[1] is not libraries[2] is libraries[3]
+    assert found == [[TRAINED.encode(document) for document in documents]] * 4
+
+
+def test_threads_may_share_an_encoder() -> None:
+    encoder, documents = FastEncoder(TRAINED), [(text * 50).encode() for text in SAMPLES]
+    wanted = [TRAINED.encode(document) for document in documents]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(found == wanted for found in pool.map(lambda _: encoded(encoder, documents), range(12)))
 
 
 def test_state_left_by_other_documents_changes_no_id() -> None:
@@ -165,7 +206,7 @@ def test_a_window_of_a_larger_buffer() -> None:
 def test_another_pattern_goes_through_tiktoken() -> None:
     other = Tokenizer(TRAINED.ranks, pattern=r"\s+|\S+")
     encoder = FastEncoder(other)
-    assert not encoder.compiled
+    assert not encoder.fast
     documents = [*(text.encode() for text in SAMPLES), b"", b"\xff\xfe"]
     assert encoded(encoder, documents) == [other.encode(document) for document in documents]
     assert encoded(encoder, []) == []

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ import pytest
 
 from data_pipeline import manifest as manifests
 from data_pipeline.build import BuiltData
+from data_pipeline.identity import digest, parameters
+from data_pipeline.options import Curriculum, Decontaminate, Filters, Mix, Options, Tasks
 from data_pipeline.pack.indexed import IndexedWriter, read_indexed
 from data_pipeline.tables import sources_table
+from refractor_megatron.config import compose
 from refractor_megatron.errors import DataError, OutputError
 from refractor_megatron.tokenizer import Tokenizer
-from tests.unit.data_pipeline.corpora import Builder, write_texts
+from refractor_megatron.training.data_options import options_of
+from tests.unit.data_pipeline.corpora import TINY, Builder, write_texts
 
 RECEIPTS = (
     "provenance.npy",
@@ -84,13 +89,89 @@ def test_same_text_elsewhere_gives_the_same_bytes(builder: Builder, tmp_path: Pa
     assert content(second.folder) == content(first.folder)
 
 
+def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """Every option with its value, groups walked into."""
+    found = []
+    for item in fields(value):
+        inner = getattr(value, item.name)
+        found += leaves(inner, (*path, item.name)) if is_dataclass(inner) else [((*path, item.name), inner)]
+    return found
+
+
+def changed(options: Any, path: tuple[str, ...]) -> Any:
+    """``options`` with another value of one option, of the same type."""
+    if len(path) > 1:
+        return replace(options, **{path[0]: changed(getattr(options, path[0]), path[1:])})
+    value = getattr(options, path[0])
+    other = {
+        bool: lambda: not value, int: lambda: value + 1, float: lambda: value + 0.25, str: lambda: value + "x",
+        tuple: lambda: (*value, "x"), type(None): lambda: ("x",),
+    }[type(value)]()  # fmt: skip
+    return replace(options, **{path[0]: other})
+
+
+@pytest.mark.parametrize("path", [path for path, _ in leaves(TINY)], ids=".".join)
+def test_every_option_is_in_the_digest_but_who_does_the_work(path: tuple[str, ...]) -> None:
+    free = path[0] == "engine" or path == ("max_bad_fraction",)
+    files = path == ("decontaminate", "files")  # their content is, and their place is not
+    one, two = (digest(parameters(options, [], None), []) for options in (TINY, changed(TINY, path)))
+    assert (one == two) == (free or files)
+
+
+def test_options_and_the_command_line_agree_on_defaults() -> None:
+    """But for the data set's name and size, and decontamination, which a user's own runs have on."""
+    cfg = compose(["experiment=reference"])
+    own = dict(leaves(options_of(cfg)))
+    plain = dict(leaves(Options(cfg.data.name, cfg.model.vocab_size, cfg.data.max_mb, cfg.data.heldout_fraction)))
+    assert {".".join(path) for path in own if own[path] != plain[path]} <= {"decontaminate.enabled", "dedup.enabled"}
+
+
+def test_evaluation_files_count_by_content(builder: Builder, tmp_path: Path) -> None:
+    corpus, held = tmp_path / "corpus", tmp_path / "held.txt"
+    corpus.mkdir()
+    for i in range(12):
+        (corpus / f"{i}.txt").write_text(" ".join(f"word{i}x{j}" for j in range(40)))
+    held.write_text("something else entirely")
+    options: dict[str, Any] = {"decontaminate": Decontaminate(enabled=True, files=(str(held),))}
+    first = builder(corpus, **options)
+    held.write_text((corpus / "3.txt").read_text())
+    second = builder(corpus, **options)
+    assert second.built and (first.folder, second.manifest["counts"]["contaminated"]) != (second.folder, 0)
+
+
 @pytest.mark.parametrize(
-    "change", [{"vocab_size": 401}, {"max_mb": 0.9}, {"heldout_fraction": 0.2}, {"seed": 1}, {"name": "other"}]
+    ("change", "reason"),
+    [
+        ({"filters": Filters(rules_off=("x",))}, "is off; set data.filters.enabled=true"),
+        ({"filters": Filters(enabled=True, rules_on=("no-rule",))}, "No quality rule is called 'no-rule'"),
+        ({"filters": Filters(True, perplexity_low=60, perplexity_high=40)}, "must be below perplexity_high"),
+        ({"decontaminate": Decontaminate(files=("a.txt",))}, "no effect without data.decontaminate.enabled"),
+        ({"decontaminate": Decontaminate(True, files=("gone.txt",))}, "Cannot read the evaluation file gone.txt"),
+        ({"tasks": Tasks(retrieval=0.1)}, "data.tasks.retrieval has no effect without stages"),
+        ({"mix": Mix(temperature=2.0)}, "data.mix.temperature has no effect without stages"),
+        ({"curriculum": Curriculum((64, 32))}, "must be positive and rise"),
+    ],
 )
-def test_every_parameter_is_in_the_digest(builder: Builder, tmp_path: Path, change: dict[str, Any]) -> None:
-    corpus = write_texts(tmp_path / "corpus", 5)
-    one, two = builder(corpus), builder(corpus, **change)
-    assert one.manifest["digest"] != two.manifest["digest"] and two.built
+def test_options_without_effect_or_sense_are_refused_before_any_work(
+    builder: Builder, tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(DataError, match=reason):
+        builder(write_texts(tmp_path / "corpus", 4), **change)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_text_that_edits_make_equal_is_on_one_side_once(builder: Builder, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for i in range(12):
+        (corpus / f"{i}.txt").write_text(
+            f"Note {i // 4} was sent by jane{i}@mailbox-provider.net to all of us today.\n"
+        )
+    built = builder(corpus, filters=Filters(pii="scrub"), heldout_fraction=0.3)
+    train, heldout = texts_of(built.folder, "train"), texts_of(built.folder, "heldout")
+    assert len({*train, *heldout}) == len(train) + len(heldout) == 3
+    assert built.manifest["counts"]["equal after edits"] == 9
+    assert all(b"<EMAIL>" in text for text in (*train, *heldout))
 
 
 def test_changed_text_is_built_again(builder: Builder, tmp_path: Path) -> None:
@@ -145,7 +226,7 @@ def test_changed_byte_is_found_by_verify(mixed: BuiltData, tmp_path: Path) -> No
 def test_bad_parameter_is_named(builder: Builder, tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         builder(write_texts(tmp_path / "corpus", 4), **change)
-    assert not list((tmp_path / "out").glob("*")) or not list((tmp_path / "out").glob(".building*"))
+    assert not list((tmp_path / "out").glob("[!.]*")) and not list((tmp_path / "out").glob(".building*"))
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import replace
@@ -14,8 +15,9 @@ import pytest
 
 from data_pipeline.documents import Document
 from data_pipeline.shards import Located
-from data_pipeline.sources import debian, open_sources, packages, python_dists
+from data_pipeline.sources import debian, fingerprint, open_sources, packages, python_dists
 from data_pipeline.sources.base import Quarantined, Reading, Source
+from data_pipeline.sources.fingerprint import Fingerprints
 from data_pipeline.sources.units import read_unit
 from refractor_megatron.errors import DataError
 
@@ -170,6 +172,60 @@ def test_damaged_package_is_named(apt: Path, tmp_path: Path) -> None:
         contents(sources)
 
 
+def test_damaged_package_is_named_before_anything_is_read(apt: Path, tmp_path: Path) -> None:
+    open_sources(None, tmp_path, lambda line: None)
+    (damaged,) = (tmp_path / "debian").glob("git-doc*.deb")
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(DataError, match=r"git-doc.*\.deb does not match its sha256; delete this file"):
+        open_sources(None, tmp_path, lambda line: None)
+    damaged.unlink()
+    assert contents(open_sources(None, tmp_path, lambda line: None))["git-doc"] == [b"git text\n"]
+
+
+def test_slices_do_not_hash_the_package_again(apt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(debian, "_SLICE_BYTES", 4096)
+    sources = open_sources(None, tmp_path, lambda line: None)
+    hashed: list[str] = []
+    whole = fingerprint.sha256_of
+    monkeypatch.setattr(fingerprint, "sha256_of", lambda path: hashed.append(path.name) or whole(path))
+    contents(sources)
+    assert sum(len(source.units) for source in sources) > len(sources) and hashed == []
+    deb = tmp_path / "debian" / sources[0].files[0]["path"]
+    os.utime(deb, ns=(1, 1))  # only touched: the same content, and that is looked at
+    contents(sources)
+    assert set(hashed) == {deb.name}
+
+
+@pytest.mark.parametrize("receipt", ["", "[]", "{}", "7", '[{"package": "git-doc"}]', '[{"file'])
+def test_a_receipt_that_cannot_be_read_is_named(apt: Path, tmp_path: Path, receipt: str) -> None:
+    open_sources(None, tmp_path, lambda line: None)
+    path = tmp_path / "debian" / "receipt.json"
+    path.write_text(receipt)
+    with pytest.raises(
+        DataError, match=r"The receipt .*receipt\.json (cannot be read|names no packages).*delete the rec"
+    ):
+        open_sources(None, tmp_path, lambda line: None)
+    assert path.read_text() == receipt
+
+
+@pytest.mark.parametrize("change", [{"sha256": "0" * 64}, {"package": "git-book"}])
+def test_lost_packages_do_not_come_back_as_others(apt: Path, tmp_path: Path, change: dict[str, str]) -> None:
+    first = open_sources(None, tmp_path, lambda line: None)
+    path, (deb,) = tmp_path / "debian" / "receipt.json", (tmp_path / "debian").glob("git-doc*.deb")
+    deb.unlink()
+    assert [s.identity for s in open_sources(None, tmp_path, print)] == [s.identity for s in first]
+    (entry, *others) = json.loads(path.read_bytes())
+    assert entry["package"] == "git-doc"
+    deb.unlink()
+    receipt = json.dumps([entry | change, *others])
+    path.write_text(receipt)
+    with pytest.raises(DataError, match=r"git-(doc|book) 1:2-3.*not there any more, and apt now offers (another|no)"):
+        open_sources(None, tmp_path, print)
+    assert path.read_text() == receipt
+
+
 def test_offline_falls_back_says_so_and_stays(apt: Path, tmp_path: Path) -> None:
     (apt / "offline").touch()
     said: list[str] = []
@@ -199,7 +255,7 @@ def test_debian_data_do_not_change_to_other_text(apt: Path, tmp_path: Path) -> N
 def test_no_apt_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(debian.Unavailable, match="dpkg-deb is not installed"):
-        debian.debian_sources(tmp_path, print, packages.DEBIAN_DOCS, "receipt.json")
+        debian.debian_sources(tmp_path, print, packages.DEBIAN_DOCS, "receipt.json", Fingerprints(tmp_path))
 
 
 def test_python_distributions_have_text_and_licences() -> None:

@@ -15,7 +15,7 @@ import zstandard
 from data_pipeline.documents import Document, cut_text, plain
 from data_pipeline.shards import Located
 from data_pipeline.sources.base import Quarantined, Reading, grouped
-from data_pipeline.sources.entries import read_file, read_text
+from data_pipeline.sources.entries import NO_RULES, read_file, read_text
 from data_pipeline.sources.files import file_sources
 from data_pipeline.sources.fingerprint import Fingerprints
 from data_pipeline.sources.units import read_unit
@@ -82,6 +82,58 @@ def test_positions_are_lines_and_parts_of_a_line_share_it(tmp_path: Path) -> Non
     found = list(read_file(tmp_path / "a.jsonl", 7, reading))
     assert [(one.file, one.position) for one in found] == [(7, 1), (7, 3), (7, 3), (7, 3)]
     assert reading.counts["cut_parts"] == 2
+
+
+@pytest.mark.parametrize("rule", sorted(NO_RULES))
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.html"])
+def test_no_rule_has_a_silent_default(tmp_path: Path, name: str, rule: str) -> None:
+    if name == "a.parquet":
+        pq.write_table(pa.table({"text": ["a"]}), tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(jsonl(LINES[:1]))
+    short = {key: value for key, value in NO_RULES.items() if key != rule}
+    used = {"a.html": ("format", "html")}.get(name, ("format", "schema", "fields"))
+    if rule in used:
+        with pytest.raises(KeyError, match=rule):
+            list(read_file(tmp_path / name, 0, Reading(), short))
+    else:
+        assert len(list(read_file(tmp_path / name, 0, Reading(), short))) == 1
+
+
+LONG = "".join(f"line {i} of a long text\n" for i in range(40))
+SHORT = "not cut"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet", ".txt", ".md", ".html"])
+def test_parts_of_one_text_are_a_group(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    lines = [{"text": LONG}, {"text": SHORT}, {"text": LONG + "longer"}, LINES[2], {"text": "other " + LONG}]
+    if suffix.startswith(".jsonl"):
+        path.write_bytes((gzip.compress if suffix.endswith("gz") else bytes)(jsonl(lines)))
+    elif suffix == ".parquet":
+        pq.write_table(pa.table({"text": [line["text"] for line in lines if "text" in line]}), path)
+    else:
+        path.write_text(f"<pre>{LONG}</pre>" if suffix == ".html" else LONG)
+    found = [one for one in read_file(path, 0, Reading(part_bytes=200)) if isinstance(one, Located)]
+    groups: dict[bytes, list[Document]] = {}
+    for one in found:
+        groups.setdefault(one.group or one.document.key, []).append(one.document)
+    assert all(group == parts[0].key for group, parts in groups.items())
+    joined = [b"".join(part.data for one in parts for part in one.parts).decode() for parts in groups.values()]
+    if suffix in (".txt", ".md", ".html"):
+        assert joined == [LONG] and len(found) > 4
+        return
+    chat = [] if suffix == ".parquet" else ["hi"]
+    # texts 1 and 3 begin alike, and so are one group
+    assert joined == [LONG + LONG + "longer", SHORT, *chat, "other " + LONG]
+    assert [one.group for one in found if one.document.parts[0].data in (SHORT.encode(), b"hi")] in ([None], [None] * 2)
+
+
+def test_a_first_part_in_quarantine_still_names_the_group() -> None:
+    data = b"\x80" * 10 + b"a" * 20 + b"b" * 20
+    bad, *rest = read_text(io.BytesIO(data), 0, Reading(part_bytes=10))
+    assert isinstance(bad, Quarantined) and len(rest) == 4
+    assert {one.group for one in rest if isinstance(one, Located)} == {plain(data[:10]).key}
 
 
 @pytest.mark.parametrize("unit", [b"x", "é".encode(), "日".encode(), "\U0001f600".encode(), b"line\n", b"\x80"])

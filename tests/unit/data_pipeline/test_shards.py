@@ -12,6 +12,7 @@ from data_pipeline.catalogue import Catalogue
 from data_pipeline.dedup.paragraphs import paragraph_duplicates
 from data_pipeline.documents import Document, Part
 from data_pipeline.engine.local import LocalExecutor
+from data_pipeline.filters.stages import FILE, signals_task
 from data_pipeline.provenance import Provenance
 from data_pipeline.refine import refine_task
 from data_pipeline.shards import Located, Shard, document_id, write_shard, write_shards
@@ -41,6 +42,7 @@ def test_documents_come_back_as_they_were(tmp_path_factory: pytest.TempPathFacto
     shard = Shard(path)
     assert list(shard) == documents and len(shard) == len(documents)
     assert [bytes(one) for one in shard.keys] == [one.key for one in documents]
+    assert (shard.groups == shard.keys).all(), "none of them was cut"
     assert [bytes(one) for one in shard.ids] == [document_id(one.key, "wiki") for one in documents]
     assert shard.framed.tolist() == [one.framed for one in documents]
     assert shard.sizes.tolist() == [one.size for one in documents]
@@ -60,6 +62,28 @@ def test_shards_are_bounded_and_lose_nothing(tmp_path: Path, monkeypatch: pytest
     assert len(catalogue) == 20
     places = catalogue.places(np.arange(20))
     assert [opened[shard].document(row) for shard, row in places.tolist()] == [row.document for row in rows]
+
+
+def test_groups_are_kept_by_shards_catalogue_and_refining(tmp_path: Path) -> None:
+    documents = [Document((Part(b"part %d" % i),)) for i in range(5)]
+    groups = [None, documents[0].key, documents[0].key, None, documents[3].key]
+    rows = [Located(one, 0, 1, group) for one, group in zip(documents, groups, strict=True)]
+    write_shards(tmp_path, 0, "a", rows)
+    expected = [documents[0].key] * 3 + [documents[3].key] * 2
+    shard = Shard(tmp_path / "00000.arrow")
+    assert shard.groups.shape == (5, 16) and [bytes(one) for one in shard.groups] == expected
+    catalogue = Catalogue.of([tmp_path / "00000.arrow"] * 2)
+    assert [bytes(one) for one in catalogue.groups] == expected * 2
+    np.save(tmp_path / "keep.npy", np.array([False, True, False, True, True]))
+    (tmp_path / "out").mkdir()
+    params = {"shards": [str(tmp_path / "00000.arrow")], "keep": [str(tmp_path / "keep.npy")], "cuts": None}
+    refine_task(params | {"pii": None}, 0, tmp_path / "out")
+    refined_groups = Shard(tmp_path / "out" / "00000.arrow").groups
+    assert [bytes(one) for one in refined_groups] == [expected[1], expected[3], expected[4]]
+
+
+def test_a_catalogue_of_nothing_has_its_columns() -> None:
+    assert Catalogue.of([]).groups.shape == (0, 16)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other", "missing"])
@@ -88,8 +112,9 @@ def refined(tmp_path: Path, documents: list[Document], keep: list[bool], cut: bo
         "shards": [str(path) for path in shards],
         "keep": [str(tmp_path / "keep.npy")],
         "cuts": cuts and [str(path) for path in cuts],
-        "scrub": scrub,
+        "pii": [str(tmp_path / FILE)] if scrub else None,
     }
+    signals_task(params, 0, tmp_path)
     refine_task(params, 0, out)
     return out
 

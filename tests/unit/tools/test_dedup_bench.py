@@ -1,9 +1,10 @@
-"""The oracle and the planted edits of ``tools/dedup_bench.py``."""
+"""The oracle and the planted edits of ``tools/dedup_bench.py``; what ``tools/data_build_bench.py`` makes and draws."""
 
 from __future__ import annotations
 
 import itertools
 import random
+import re
 
 import numpy as np
 import pytest
@@ -60,3 +61,24 @@ def test_predicted_chance_of_a_candidate(tools: None, index: float) -> None:
     import dedup_quality  # type: ignore[import-not-found]
 
     assert dedup_quality.chance(index, 16, 8) == pytest.approx(1 - (1 - index**8) ** 16)
+
+
+@pytest.mark.parametrize("text", ["one two  three\nfour\n" * 20, "日本語の文章をここに置く。\n" * 9 + "in English too"])
+def test_moved_text_has_the_same_units_elsewhere(tools: None, text: str) -> None:
+    import data_build_text  # type: ignore[import-not-found]
+
+    moved = data_build_text.moved(text, 1, 5)
+    assert data_build_text.moved(text, 0, 5) == text != moved == data_build_text.moved(text, 1, 5)
+    assert data_build_text.moved(text, 2, 5) != moved and sorted(moved) == sorted(text)
+    assert re.findall(r"\s+", moved) == re.findall(r"\s+", text)
+
+
+def test_instants_lie_in_order_within_the_stretch_that_they_follow(tools: None) -> None:
+    import data_build_bench  # type: ignore[import-not-found]
+
+    times = [10.0, 10.5, 13.0, 13.1, 20.0]
+    events = [{"t": t, "event": "done" if t == 20.0 else "stage"} for t in times]
+    drawn = data_build_bench.instants(events, np.random.default_rng(0), 200)
+    assert [said for said, _ in drawn] == sorted(said for said, _ in drawn)
+    assert {said for said, _ in drawn} == {1, 2, 3, 4}
+    assert all(0 <= delay <= times[said] - times[said - 1] for said, delay in drawn)

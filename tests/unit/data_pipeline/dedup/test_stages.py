@@ -11,7 +11,8 @@ import pytest
 from data_pipeline.dedup import lsh
 from data_pipeline.dedup.minhash import Signer
 from data_pipeline.dedup.removals import Removals, deduplicate, largest_clusters
-from data_pipeline.dedup.stages import near_survivors, write_arrays
+from data_pipeline.dedup.stages import near_survivors
+from data_pipeline.engine.arrays import save_arrays
 from data_pipeline.engine.tasks import task_folder
 from data_pipeline.options import Dedup
 from data_pipeline.shards import Shard
@@ -202,7 +203,7 @@ def test_partitions_cover_every_key_once(partitions: int) -> None:
 
 
 def test_arrays_are_named_by_content(tmp_path: Path) -> None:
-    one = write_arrays(tmp_path, "x", a=np.arange(3), b=np.zeros(2))
-    assert write_arrays(tmp_path, "x", b=np.zeros(2), a=np.arange(3)) == one
-    assert write_arrays(tmp_path, "x", a=np.arange(3).astype(np.int32), b=np.zeros(2)) != one
+    one = save_arrays(tmp_path, "x", a=np.arange(3), b=np.zeros(2))
+    assert save_arrays(tmp_path, "x", b=np.zeros(2), a=np.arange(3)) == one
+    assert save_arrays(tmp_path, "x", a=np.arange(3).astype(np.int32), b=np.zeros(2)) != one
     assert np.load(one.folder / "a.npy").tolist() == [0, 1, 2]

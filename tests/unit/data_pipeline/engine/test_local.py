@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -45,6 +46,15 @@ def test_done_tasks_are_not_done_again(tmp_path: Path) -> None:
         executor.run(sample, tmp_path, silent)
     after = jobs.tree(folder)
     assert {name for name in after if after[name] != before[name]} == {"00003/started.txt"}
+
+
+def test_little_input_starts_no_pool(tmp_path: Path) -> None:
+    with LocalExecutor(2) as executor:
+        for megabytes, here in ((1.0, True), (9.0, False), (1.5, False)):  # a pool that there is serves little too
+            stage = jobs.stage("environment", 2, megabytes=(megabytes, megabytes), seed=megabytes)
+            folder = executor.run(stage, tmp_path, silent)
+            said = {(task_folder(folder, index) / "said.txt").read_text().split()[0] for index in range(2)}
+            assert (said == {str(os.getpid())}) == here
 
 
 def test_one_pool_serves_all_stages_with_one_thread_each(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from data_pipeline.engine.tasks import run_task, task_folder
 from data_pipeline.shards import Located, Shard
 from data_pipeline.sources import compressed, open_sources
 from data_pipeline.sources.base import Bad, Quarantined, Reading, Source
-from data_pipeline.sources.entries import read_file
+from data_pipeline.sources.entries import NO_RULES, read_file
 from data_pipeline.sources.ingest import LEDGER, QUARANTINE, check_bad_fraction, ingest_stage, ledgers_of
 from data_pipeline.sources.units import read_unit
 from refractor_megatron.errors import DataError
@@ -29,7 +29,7 @@ GOOD = b'{"text": "good"}\n'
 
 def read(path: Path, reading: Reading | None = None, **rules: Any) -> tuple[list[bytes], list[Quarantined]]:
     """``(texts, quarantined)`` of a file."""
-    found = list(read_file(path, 0, reading or Reading(), rules))
+    found = list(read_file(path, 0, reading or Reading(), {**NO_RULES, **rules}))
     kept = [b"".join(p.data for p in one.document.parts) for one in found if isinstance(one, Located)]
     return kept, [one for one in found if isinstance(one, Quarantined)]
 

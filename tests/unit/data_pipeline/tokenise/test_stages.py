@@ -114,6 +114,7 @@ def test_merge_is_the_plain_writers_document_by_document(tmp_path: Path, block: 
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # megatron-core 0.16 with numpy 2
 def test_merged_bytes_equal_megatron(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
