@@ -27,7 +27,7 @@ from data_pipeline.curriculum.budget import budgets
 from data_pipeline.curriculum.plan import MadeTasks, plan_stages
 from data_pipeline.engine.arrays import save_arrays
 from data_pipeline.engine.choose import executor_of
-from data_pipeline.engine.tasks import Executor, Stage, task_folder
+from data_pipeline.engine.tasks import Executor, Stage, pending, task_folder
 from data_pipeline.identity import check_options, check_weights, evaluation_files, parameters
 from data_pipeline.identity import digest as digest_of
 from data_pipeline.options import Options
@@ -38,6 +38,7 @@ from data_pipeline.progress import Log
 from data_pipeline.receipts.croissant import croissant
 from data_pipeline.receipts.ledger import check_chain
 from data_pipeline.receipts.write import write_audit_of, write_ledgers, write_quarantine
+from data_pipeline.report import collect
 from data_pipeline.sources import open_sources
 from data_pipeline.sources.base import Source
 from data_pipeline.sources.fingerprint import sha256_of
@@ -100,8 +101,9 @@ def build(
 
 
 def _up_to_date(folder: Path, log: Log) -> BuiltData:
+    manifest = manifests.load(folder)
     log(f"data: {folder} is up to date")
-    return BuiltData(folder, manifests.load(folder), built=False)
+    return BuiltData(folder, manifest, built=False)
 
 
 @dataclass
@@ -116,7 +118,7 @@ class _Build:
     parameters: dict[str, Any]
     digest: str
     work: Path
-    executor: Executor
+    executor: _Recorder
     log: Log
 
     def run(self) -> dict[str, Any]:
@@ -134,9 +136,10 @@ class _Build:
         clock.lap("encode and merge")
         extra = self._stages(refined, splits, tokenizer)
         clock.lap("document tables, made tasks and stages")
-        self._write_receipts()
+        self._write_receipts(refined)
         counts = self._counts()
         _report(counts, splits, self.log)
+        self._warn(counts)
         body = {
             "digest": self.digest,
             "made_by": versions(),
@@ -150,6 +153,22 @@ class _Build:
         manifest = self._seal(body)
         clock.lap("receipts")
         return manifest
+
+    def _warn(self, counts: dict[str, int]) -> None:
+        """What a user may not expect."""
+        if counts["over_cap"]:
+            taken = self.pipeline.read_mb
+            self.log(f"data: data.max_mb={self.options.max_mb:g} keeps a part of {taken:.1f} MB; raise it for more")
+        if counts["quarantined"]:
+            first = next(line for path in self.pipeline.quarantine_files for line in path.read_bytes().splitlines())
+            row = json.loads(first)
+            file = self.sources[row["source"]].files[row["file"]]["path"]
+            self.log(
+                f"data: {counts['quarantined']} entries could not be understood, the first {file}:{row['position']} "
+                f"({row['reason']}); quarantine.jsonl has all"
+            )
+        if self.executor.reused:
+            self.log(f"data: kept from an earlier build: {', '.join(self.executor.reused)}")
 
     def _seal(self, body: dict[str, Any]) -> dict[str, Any]:
         """Writes ``croissant.json``, then the manifest over everything."""
@@ -285,17 +304,24 @@ class _Build:
         )  # fmt: skip
         return said
 
-    def _write_receipts(self) -> None:
+    def _write_receipts(self, refined: Refined) -> None:
         """``ledger.json``, ``audit.parquet`` and ``quarantine.jsonl``: what became of every document."""
         pipeline = self.pipeline
         check_chain([ledger.as_json() for ledger in pipeline.ledgers])
         write_ledgers(self.draft, pipeline.ledgers)
         write_audit_of(self.draft, pipeline.audit, pipeline.audit_files)
         write_quarantine(self.draft, pipeline.quarantine_files, scrub=self.options.filters.pii == "scrub")
+        collect.write(self.draft, collect.collect(pipeline, refined))
 
     def _counts(self) -> dict[str, int]:
         """Documents that did not come in, by reason, over all steps; ``cut``: further parts of long documents."""
-        counts = {"offered": self.pipeline.ledgers[0].kept, "blank": 0, "duplicate": 0, "over_cap": 0, "quarantined": 0}
+        counts = {
+            "offered": self.pipeline.ledgers[0].entered,
+            "blank": 0,
+            "duplicate": 0,
+            "over_cap": 0,
+            "quarantined": 0,
+        }
         for ledger in self.pipeline.ledgers:
             for reason, number in ledger.dropped.items():
                 counts[reason] = counts.get(reason, 0) + number
@@ -307,7 +333,8 @@ class _Build:
 def _report(counts: dict[str, int], splits: dict[str, dict[str, int]], log: Log) -> None:
     gone = {reason: number for reason, number in counts.items() if number and reason not in ("offered", "cut")}
     said = ", ".join(f"{number} {reason}" for reason, number in gone.items()) or "none"
-    log(f"data: of {counts['offered']} documents read, dropped: {said}; cut {counts['cut']} times")
+    cut = f"; long ones were cut {counts['cut']} times" if counts["cut"] else ""
+    log(f"data: of {counts['offered']} documents, dropped: {said}{cut}")
     for split, values in splits.items():
         log(
             f"data: {split}: {values['documents']} documents, {values['tokens']} tokens, {values['bytes'] / 1e6:.2f} MB"
@@ -319,9 +346,12 @@ class _Recorder:
 
     def __init__(self, executor: Executor) -> None:
         self._executor, self.used = executor, set[str]()
+        self.reused: list[str] = []
 
     def run(self, stage: Stage, work: Path, log: Log) -> Path:
         """Runs the stage."""
+        if stage.count and not pending(stage.folder(work), stage.count):
+            self.reused.append(stage.name)
         folder = self._executor.run(stage, work, log)
         self.used.add(folder.name)
         return folder

@@ -81,13 +81,15 @@ def verify_command(args: argparse.Namespace) -> int:
     """Compares every byte of a folder with its manifest; one line for each file at fault, and exit code 3."""
     from data_pipeline.receipts.verify import verify_folder
 
-    lines = verify_folder(args.folder, args.root, log=lambda line: print(line, file=sys.stderr))
+    lines = verify_folder(args.folder, log=lambda line: print(line, file=sys.stderr))
     for line in lines:
         print(line)
     if lines:
         raise DataError(f"{args.folder} is damaged; restore it, or delete it and build it again.")
     root = json.loads((args.folder / "manifest.json").read_bytes()).get("merkle_root", "none: of an older version")
     print(f"{args.folder}: intact, Merkle root {root}")
+    if args.root is not None and args.root != root:
+        raise DataError(f"{args.folder} is intact, but its Merkle root is not {args.root}: it is another dataset.")
     return 0
 
 

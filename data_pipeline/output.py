@@ -24,6 +24,8 @@ def mendable_errors(*folders: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None and "requested and" in str(error):  # how numpy says that the disk is full
+            error.errno = errno.ENOSPC
         where = error.filename or " or ".join(map(str, folders))
         if error.errno in _FULL:
             raise OutputError(f"The disk is full while writing {where}; free space there and run again.") from error

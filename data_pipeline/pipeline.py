@@ -84,7 +84,7 @@ class Pipeline:
         train, heldout = self._select(catalogue, keep)
         if self.options.decontaminate.enabled:
             train = self._decontaminate(catalogue, train, heldout)
-        self.catalogue = catalogue
+        self.catalogue, self.read_mb = catalogue, float(catalogue.sizes.sum()) / 1e6
         return self._refine(catalogue, train, heldout)
 
     def _needs_signals(self) -> bool:
@@ -101,6 +101,7 @@ class Pipeline:
         cap = int(self.options.max_mb * 1e6)
         catalogue = self._ingest(min(PART_BYTES, max(SMALLEST_PART, cap // PARTS_IN_CAP)))
         if len(catalogue) == 1 and not Shard(catalogue.shards[0]).framed[0]:
+            self.log("data: the corpus is one document; it is cut into parts, so held-out text is of the same document")
             catalogue = self._ingest(max(8, -(-int(catalogue.sizes[0]) // PARTS_OF_ONE)))
         if not len(catalogue):
             self._refuse(0, 0)
@@ -214,7 +215,7 @@ class Pipeline:
         why = ", ".join(f"{count} {reason}" for reason, count in gone.items()) or "none was dropped"
         raise DataError(
             f"The corpus has {usable} usable documents of {first.entered} ({why}), but training and held-out text need "
-            "one each; add text or loosen data.filters."
+            f"one each; add text{' or loosen data.filters' if self.options.filters.enabled else ''}."
         )
 
     def _decontaminate(

@@ -79,6 +79,7 @@ def write_sources(folder: Path, sources: Sequence[Source], documents: Sequence[i
             "fetched": source.fetched,
             "documents": int(documents[number]),
             "bytes": int(sizes[number]),
+            "files": list(source.files),
         }
         for number, source in enumerate(sources)
     ]

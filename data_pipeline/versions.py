@@ -10,7 +10,7 @@ import unicodedata
 CODE_VERSION = 3
 #: Libraries that choose bytes: extraction, schemas, language, patterns, splitting and merging, files.
 LIBRARIES = (
-    "fastokens",
+    "gigatoken",
     "google-re2",
     "jsonschema-rs",
     "numba",

@@ -86,7 +86,7 @@ def _attempt(corpus: Corpus, lengths: Sequence[int], short_share: float, kinds: 
         if isinstance(stage, TooLittle):
             return LeftOut(lengths[place], stage)
         if not place and len(lengths) > 1 and not any(len(one.starts) > 1 for one in stage.packings[: corpus.count]):
-            return LeftOut(lengths[0], TooLittle(stage.passed, lengths[0] + 1))  # all text is longer
+            return LeftOut(lengths[0], TooLittle(0, lengths[0] + 1))  # all text is longer
         stages.append(stage)
     return stages[::-1]
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.pack.order import hashed
-from refractor_megatron.errors import DataError
+from refractor_megatron.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]
 #: A stage takes no more of the shorter text that is left than this, so that the stages before it keep some.
@@ -22,11 +22,11 @@ MOST_DRAWN = 0.5
 
 
 def check_lengths(lengths: tuple[int, ...], short_share: float) -> None:
-    """Raises ``DataError`` unless the lengths are positive and rise and the share lies in [0, 1)."""
+    """Raises ``ConfigError`` unless the lengths are positive and rise and the share lies in [0, 1)."""
     if min(lengths, default=0) < 1 or any(low >= high for low, high in zip(lengths, lengths[1:], strict=False)):
-        raise DataError(f"data.curriculum.lengths must be positive and rise, not {list(lengths)}.")
+        raise ConfigError(f"data.curriculum.lengths must be positive and rise, not {list(lengths)}.")
     if not 0 <= short_share < 1:
-        raise DataError(f"data.curriculum.short_share must be at least 0 and below 1, not {short_share:g}.")
+        raise ConfigError(f"data.curriculum.short_share must be at least 0 and below 1, not {short_share:g}.")
 
 
 def cut(pieces: Ints, capacity: int) -> Ints:

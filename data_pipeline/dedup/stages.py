@@ -1,7 +1,7 @@
 """Near-duplicates as stages of the build: sign, bands, then rounds of pairs and verify.
 
-Documents are numbered through the shards, from 0; ``dedup-inputs`` holds where each shard begins and the documents'
-ranks. No task holds more than two shards' shingle sets, one partition's band rows, or the pairs that begin in one shard.
+Documents are numbered through the shards, from 0; ``dedup-inputs`` holds where each shard begins and every rank. No
+task holds more than two shards' shingle sets, one partition's band rows, or the pairs that begin in one shard.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Tasks as SLURM job arrays: array task i runs ``refractor data task FOLDER i``, and the folder says what is done.
 
-The submitting process only waits. If it is killed the array goes on; the next run finds it and waits for it again.
+The submitting process only waits. If it is killed the array goes on; the next run finds it by its name, which is noted
+before it is submitted, and waits for it again.
 The work folder must be one that the nodes share.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -14,7 +16,9 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -25,7 +29,7 @@ from data_pipeline.progress import Log, Progress
 from refractor_megatron.errors import CapabilityError, DataError
 
 #: What our own options of sbatch would contradict.
-_OURS = re.compile(r"(-a|-o|-e|-W|--array|--output|--error|--parsable|--wait|--wrap)(=|$)|-[aoe].")
+_OURS = re.compile(r"(-a|-o|-e|-J|-W|--array|--output|--error|--job-name|--parsable|--wait|--wrap)(=|$)|-[aoeJ].")
 #: Length of an array where the cluster does not state one; SLURM's own default, and a bound on the command line.
 _ARRAY, _LONGEST_ARRAY = 1001, 10_000
 #: Polls in a row that squeue may fail to answer, as it does while its controller restarts.
@@ -101,28 +105,63 @@ class SlurmExecutor:
 
     def _arrays(self, stage: Stage, folder: Path, log: Log) -> Iterator[_Array]:
         """One array after the other, so that ``limit`` bounds them all: an earlier run's, then what is left."""
-        note = folder / "slurm" / "job"
-        if note.is_file():
-            job, _, shift = note.read_text().strip().partition(" ")
-            queued = _queued(job)
-            if queued:
-                log(f"{stage.name}: waiting for SLURM job {job} of an earlier run")
-                yield _Array(stage, folder, job, int(shift), [int(shift) + number for number in sorted(queued)])
+        earlier = self._earlier(stage, folder, log)
+        if earlier is not None:
+            log(f"{stage.name}: waiting for SLURM job {earlier.job} of an earlier run")
+            yield earlier
         size = min(_longest_array(), _LONGEST_ARRAY)
         tasks = pending(folder, stage.count)
         for first in sorted({index // size * size for index in tasks}):
             chunk = [index for index in tasks if first <= index < first + size]
             job = self._submit(stage, folder, first, chunk)
-            write_atomically(note, f"{job} {first}\n")
             log(f"{stage.name}: SLURM job {job}, {len(chunk)} tasks")
             yield _Array(stage, folder, job, first, chunk)
 
+    def _earlier(self, stage: Stage, folder: Path, log: Log) -> _Array | None:
+        """What is queued of the array that an earlier run has noted. One that was killed while sbatch ran may have left
+        an sbatch that submits yet: it has ``lag_s`` to do so.
+        """
+        note = _Note.read(folder)
+        if note is None:
+            return None
+        since, said = time.monotonic(), False
+        while True:
+            job, numbers = self._look_up(note.name)
+            if numbers:
+                return _Array(stage, folder, job, note.first, [note.first + number for number in sorted(numbers)])
+            if note.answered or time.monotonic() - since >= self._lag_s:
+                return None
+            if not said:
+                log(f"{stage.name}: an earlier run ended while it submitted; looking for its job for {self._lag_s:g} s")
+                said = True
+            time.sleep(self._poll_s)
+
+    def _look_up(self, name: str) -> tuple[str, set[int]]:
+        """``(job, numbers of its tasks that wait or run)`` of an array. Raises ``DataError`` if squeue does not answer,
+        for then nothing may be submitted: the array might be there.
+        """
+        for silent in range(_PATIENCE + 1):
+            if silent:
+                time.sleep(self._poll_s)
+            found = _named(name)
+            if found is not None:
+                return found
+        raise DataError(f"squeue does not answer for SLURM job {name}; run again when it does.")
+
     def _submit(self, stage: Stage, folder: Path, first: int, chunk: list[int]) -> str:
+        """Submits an array and returns its job number. Its name is noted first, and is that of no other array."""
+        note = _Note(f"refractor-{folder.name}-{uuid.uuid4().hex[:12]}", first, answered=False)
         limit = f"%{self._limit}" if self._limit else ""
-        command = ["sbatch", *self._arguments, "--parsable", f"--job-name=refractor-{stage.name}"]
+        command = ["sbatch", *self._arguments, "--parsable", f"--job-name={note.name}"]
         command += [f"--array={compressed(index - first for index in chunk)}{limit}"]
         command += [f"--output={folder}/slurm/%A_%a.log", str(folder / "slurm" / "task.sh"), str(first)]
-        answer = _ask(command)
+        note.write(folder)
+        try:
+            answer = _ask(command)
+        except BaseException:
+            _ask(["scancel", f"--name={note.name}"])  # interrupted: it may have been submitted
+            raise
+        replace(note, answered=True).write(folder)
         if answer.returncode:
             raise DataError(
                 f"sbatch refused stage {stage.name} ({_last_line(answer.stderr)}); correct data.engine.arguments."
@@ -150,6 +189,32 @@ class SlurmExecutor:
                     raise array.failure(lost)
             progress.tick()
             time.sleep(self._poll_s)
+
+
+@dataclass(frozen=True)
+class _Note:
+    """The last array that was submitted for a stage, or was about to be: ``answered`` says whether sbatch has ended."""
+
+    name: str
+    first: int
+    answered: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> _Note | None:
+        """The note in a stage's folder. Raises ``DataError`` if it is damaged."""
+        path = folder / "slurm" / "job"
+        try:
+            return cls(**json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"{path} cannot be read ({error}); cancel what SLURM still runs of this stage, delete it and run again."
+            ) from error
+
+    def write(self, folder: Path) -> None:
+        """Puts it in place of the one before."""
+        write_atomically(folder / "slurm" / "job", json.dumps(asdict(self)) + "\n")
 
 
 class _Array:
@@ -182,8 +247,11 @@ class _Array:
 
 
 def _ask(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Runs a SLURM command without the variables of a job that this process may itself be part of."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"}
+    """Runs a SLURM command without the variables of a job that this process may itself be part of, and without the
+    user's own of squeue, which may hide jobs.
+    """
+    hidden = ("SLURM_", "SQUEUE_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden) or name == "SLURM_CONF"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=kept, stdin=subprocess.DEVNULL)
 
 
@@ -193,6 +261,16 @@ def _queued(job: str) -> set[int] | None:
     if answer.returncode:
         return set() if "Invalid job id" in answer.stderr else None  # SLURM forgets a job minutes after its end
     return {int(word) for word in answer.stdout.split() if word.isdigit()}
+
+
+def _named(name: str) -> tuple[str, set[int]] | None:
+    """``(job, numbers of its tasks that wait or run)`` of the array of this name; None if squeue cannot say."""
+    answer = _ask(["squeue", "--noheader", "--all", "--array", f"--name={name}", "--format=%F %K"])
+    if answer.returncode:
+        return None
+    rows = [line.split() for line in answer.stdout.splitlines() if line.strip()]
+    assert len({job for job, _ in rows}) <= 1, "no two arrays have one name"
+    return (rows[0][0], {int(number) for _, number in rows}) if rows else ("", set())
 
 
 def _done(folder: Path) -> set[int]:

@@ -60,6 +60,11 @@ def load_model() -> Model:
     )
 
 
+def languages() -> tuple[str, ...]:
+    """Codes that ``identify`` may give, sorted."""
+    return tuple(sorted({*load_model().classes, "und"}))
+
+
 def sample(text: bytes) -> bytes:
     """What of a document is looked at: all of a short one, else its head, a line end and a slice of its middle."""
     if len(text) <= HEAD + MIDDLE:

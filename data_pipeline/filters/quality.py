@@ -23,7 +23,7 @@ import numpy.typing as npt
 from data_pipeline.filters.characters import flag_table
 from data_pipeline.filters.signal_kernels import signal_matrix, word_code
 from data_pipeline.filters.signals import SIGNALS
-from refractor_megatron.errors import DataError
+from refractor_megatron.errors import ConfigError
 
 #: More of a text than this in scripts without spaces, and rules about words and their n-grams do not hold for it.
 SPACELESS = 0.2
@@ -193,14 +193,14 @@ def chosen_rules(
 ) -> tuple[Rule, ...]:
     """The rules to judge by, in order: those on by default and ``on``, less ``off``; thresholds (low, high) replaced.
 
-    A rule's name may be given without its version. Raises ``DataError`` for a name that no rule has.
+    A rule's name may be given without its version. Raises ``ConfigError`` for a name that no rule has.
     """
     known = {key: rule.name for rule in RULES for key in (rule.name, rule.name.partition("/")[0])}
     moved = dict(thresholds or {})
     added, removed = set(on), set(off)
     for name in sorted({*added, *removed, *moved}):
         if name not in known:
-            raise DataError(
+            raise ConfigError(
                 f"No quality rule is called {name!r}; choose from {', '.join(rule.name for rule in RULES)}."
             )
     added, removed = {known[name] for name in added}, {known[name] for name in removed}
@@ -213,17 +213,18 @@ def chosen_rules(
 
 
 def thresholds_of(texts: Iterable[str]) -> dict[str, tuple[float | None, float | None]]:
-    """Thresholds by rule of ``rule=low..high`` texts; a bound left out is none. Raises ``DataError`` for others."""
+    """Thresholds by rule of ``rule=low..high`` texts; a bound left out is none. Raises ``ConfigError`` for others."""
     found = {}
     for text in texts:
         name, _, bounds = text.partition("=")
         low, dots, high = bounds.partition("..")
         try:
-            if not name or not dots:
+            pair = (float(low) if low else None, float(high) if high else None)
+            if not name or not dots or (low and high and float(low) > float(high)):
                 raise ValueError
-            found[name] = (float(low) if low else None, float(high) if high else None)
+            found[name] = pair
         except ValueError:
-            raise DataError(f"data.filters.thresholds: {text!r} is not of the form rule=low..high.") from None
+            raise ConfigError(f"data.filters.thresholds: {text!r} is not rule=low..high with low first.") from None
     return found
 
 

@@ -111,32 +111,35 @@ def _present(cache: Path, debs: list[Deb]) -> bool:
 
 
 def _fetch(cache: Path, log: Log, packages: tuple[Package, ...], receipt: str, promised: list[Deb]) -> list[Deb]:
+    """Packages that apt offers, noted in ``receipt``; where that exists and lists ``promised``, those and no others."""
     if shutil.which("apt-get") is None:
         raise Unavailable("apt-get is not installed")
     started = time.monotonic()
+    gone = [deb for deb in promised if not (cache / deb.file).is_file()]
     log("data: fetching the packages of the default corpus")
     try:
         debs = _download(cache, [], packages)
     except Unavailable:
         log("data: refreshing apt's package lists in the cache folder (no root needed)")
         debs = _download(cache, _private_lists(cache), packages)
-    _kept_promise(cache / receipt, promised, debs)
-    write_atomically(cache / receipt, json.dumps([asdict(deb) for deb in debs], indent=1))
+    _came_back(cache / receipt, gone, debs)
+    if not promised:
+        write_atomically(cache / receipt, json.dumps([asdict(deb) for deb in debs], indent=1))
     size = sum((cache / deb.file).stat().st_size for deb in debs) / 1e6
     log(f"data: fetched {len(debs)} packages, {size:.1f} MB, in {time.monotonic() - started:.1f} s")
-    return debs
+    return promised or debs
 
 
-def _kept_promise(receipt: Path, promised: list[Deb], debs: list[Deb]) -> None:
+def _came_back(receipt: Path, gone: list[Deb], debs: list[Deb]) -> None:
     """Raises ``DataError`` if packages that had gone came back as others: the build would change its text unasked."""
     got = {deb.package: deb for deb in debs}
-    for deb in promised:
+    for deb in gone:
         now = got.get(deb.package)
         if now is None or now.sha256 != deb.sha256:
             offer = "no package of this name" if now is None else f"another one, of version {now.version}"
             raise DataError(
-                f"{receipt} lists {deb.package} {deb.version}, whose file {deb.file} is not there any more, and apt now "
-                f"offers {offer}; {_WAY_OUT}."
+                f"{receipt} lists {deb.package} {deb.version}, whose file {deb.file} is gone, and apt now offers "
+                f"{offer}; {_WAY_OUT}."
             )
 
 

@@ -17,7 +17,7 @@ _AT_LEAST_ONE = Bounds(ge=1)
 class Dedup(Section):
     """Removal of near-duplicates: MinHash-LSH finds candidates, exact Jaccard decides."""
 
-    enabled: bool = leaf(False, "Remove near-duplicate documents", section="9", reader=_READER)
+    enabled: bool = leaf(True, "Remove near-duplicate documents", section="9", reader=_READER)
     threshold: float = leaf(
         0.7, "Exact Jaccard similarity of two documents' sets of n-grams from which they are duplicates", section="own",
         bounds=Bounds(gt=0, le=1), reader=_READER,
@@ -73,8 +73,8 @@ class Decontaminate(Section):
     enabled: bool = leaf(True, "Compare training text with held-out documents and files", section="own", reader=_READER)
     ngram: int = leaf(13, "Words of an n-gram", unit="words", section="own", bounds=_AT_LEAST_ONE, reader=_READER)
     overlap: float = leaf(
-        0.5, "Share of a document's n-grams found in evaluation text, or of an item's in it, from which it is dropped", section="own",
-        bounds=Bounds(gt=0, le=1), reader=_READER,
+        0.5, "Share of a document's n-grams found in evaluation text, or of an item's in it, from which it is dropped",
+        section="own", bounds=Bounds(gt=0, le=1), reader=_READER,
     )  # fmt: skip
     files: tuple[str, ...] = leaf((), "More evaluation texts: .txt or .jsonl files", section="own", reader=_READER)
 

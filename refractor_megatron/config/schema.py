@@ -150,9 +150,9 @@ def digest(values: Mapping[str, Value]) -> str:
 
 def brief(value: Value) -> str:
     """``as_text``, with a list of mask rules shortened to the rules' names and a digest of their content."""
-    if not isinstance(value, tuple):
+    if not isinstance(value, tuple) or not all(isinstance(rule, dict) for rule in value) or not value:
         return as_text(value)
-    names = ", ".join(str(rule.get("name")) for rule in value) or "no rules"
+    names = ", ".join(str(rule.get("name")) for rule in value)
     return f"{names} (#{digest({'rules': list(value)})[:6]})"
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from data_pipeline.command import inspect_command, verify_command
+from data_pipeline.command import add_inspect_parser, add_report_parser, verify_command
 from data_pipeline.engine.command import add_task_parser
 from data_pipeline.packed_stream import open_stage
 from data_pipeline.samples import Stream
@@ -37,11 +37,17 @@ def dataset_of(cfg: RunConfig, corpus: Path | None, root: Path, tokenizer: Path 
     return build(
         corpus,
         root,
-        options_of(cfg, None if corpus is None else corpus.resolve().stem),
+        options_of(cfg, _name(cfg, corpus)),
         cache=root / "cache",
         tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
         sources_file=None if cfg.data.sources is None else Path(cfg.data.sources),
     )
+
+
+def _name(cfg: RunConfig, corpus: Path | None) -> str | None:
+    """A user's own text is called after its folder or file, or the file that lists its sources; None: data.name."""
+    own = corpus or (None if cfg.data.sources is None else Path(cfg.data.sources))
+    return None if own is None else own.resolve().stem
 
 
 def prepared(cfg: RunConfig, built: BuiltData) -> dict[str, Any]:
@@ -134,9 +140,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     build = actions.add_parser("build", help="text to tokens with receipts; prints the dataset's folder")
     add_corpus_flags(build, "pilot")
     build.set_defaults(run=build_dataset)
-    inspect = actions.add_parser("inspect", help="counts, roles and three decoded samples of a dataset folder")
-    inspect.add_argument("folder", type=Path)
-    inspect.set_defaults(run=inspect_command)
+    add_inspect_parser(actions)
+    add_report_parser(actions)
     verify = actions.add_parser("verify", help="compare every byte with the manifest; names each file at fault")
     verify.add_argument("folder", type=Path)
     verify.add_argument("--root", help="Merkle root (hex) that the folder must have")

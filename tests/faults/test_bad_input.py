@@ -231,7 +231,8 @@ def test_odd_but_legal_text_is_taken(tmp_path: Path) -> None:
     (text / "line.txt").write_bytes(b"all work and no play makes a long line " * 1_300_000)
     write_corpus(text)
     arguments = ["pretrain", "--preset", "nano", "--corpus", str(text), "--data-root", str(tmp_path / "data")]
-    assert main([*arguments, "--out", str(tmp_path / "run"), "data.max_mb=60", "data.max_bad_fraction=0.01", "--prepare-only"]) == 0
+    options = ["data.max_mb=60", "data.max_bad_fraction=0.01", "--prepare-only"]
+    assert main([*arguments, "--out", str(tmp_path / "run"), *options]) == 0
     folder = Path(json.loads((tmp_path / "run" / "data.json").read_text())["folder"])
     counts = json.loads((folder / "manifest.json").read_text())
     assert sum(split["bytes"] for split in counts["splits"].values()) > 50_000_000

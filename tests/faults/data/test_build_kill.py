@@ -18,7 +18,9 @@ BUILD = """
 import sys
 from pathlib import Path
 from data_pipeline.build import build
+from data_pipeline.engine import local
 from data_pipeline.options import *
+local._SMALL = 0.0  # so little text would need no pool
 root, name = Path(sys.argv[1]), sys.argv[2]
 options = Options(
     "killed", 512, 5.0, 0.05, tokenizer_mb=0.3, dedup=Dedup(enabled=True, paragraphs=True),

@@ -22,7 +22,7 @@ from data_pipeline.options import Curriculum, Decontaminate, Filters, Mix, Optio
 from data_pipeline.pack.indexed import IndexedWriter, read_indexed
 from data_pipeline.tables import sources_table
 from refractor_megatron.config import compose
-from refractor_megatron.errors import DataError, OutputError
+from refractor_megatron.errors import ConfigError, DataError, OutputError
 from refractor_megatron.tokenizer import Tokenizer
 from refractor_megatron.training.data_options import options_of
 from tests.unit.data_pipeline.corpora import TINY, Builder, write_texts
@@ -34,6 +34,7 @@ RECEIPTS = (
     "ledger.json",
     "audit.parquet",
     "quarantine.jsonl",
+    "report.json",
     "croissant.json",
 )
 
@@ -155,7 +156,7 @@ def test_evaluation_files_count_by_content(builder: Builder, tmp_path: Path) -> 
 def test_options_without_effect_or_sense_are_refused_before_any_work(
     builder: Builder, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
-    with pytest.raises(DataError, match=reason):
+    with pytest.raises((ConfigError, DataError), match=reason):
         builder(write_texts(tmp_path / "corpus", 4), **change)
     assert not (tmp_path / "cache").exists()
 
@@ -224,7 +225,7 @@ def test_changed_byte_is_found_by_verify(mixed: BuiltData, tmp_path: Path) -> No
     ],
 )
 def test_bad_parameter_is_named(builder: Builder, tmp_path: Path, change: dict[str, Any], reason: str) -> None:
-    with pytest.raises(DataError, match=reason):
+    with pytest.raises((ConfigError, DataError), match=reason):
         builder(write_texts(tmp_path / "corpus", 4), **change)
     assert not list((tmp_path / "out").glob("[!.]*")) and not list((tmp_path / "out").glob(".building*"))
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import output
 from data_pipeline.output import write_atomically
 
 
 def test_content_is_on_disk_before_its_name_and_the_name_before_return(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, steps = tmp_path / "sub" / "a.json", []
+    path = tmp_path / "sub" / "a.json"
+    steps: list[tuple[Path, int | str]] = []
     sync, replace = os.fsync, Path.replace
 
     def fsync(handle: int) -> None:
@@ -25,7 +25,7 @@ def test_content_is_on_disk_before_its_name_and_the_name_before_return(
         steps.append((draft, "renamed"))
         return replace(draft, target)
 
-    monkeypatch.setattr(output.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "replace", rename)
     write_atomically(path, "é" * 100)
     draft, renamed, folder = steps
@@ -41,7 +41,7 @@ def test_a_failure_leaves_the_old_content_and_no_draft(tmp_path: Path, monkeypat
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(output.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

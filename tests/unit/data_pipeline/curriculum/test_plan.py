@@ -11,7 +11,7 @@ import pytest
 from data_pipeline.mix.shares import PERIOD
 from data_pipeline.options import Tasks
 from data_pipeline.pack.packed import path_of, read_packed
-from refractor_megatron.errors import DataError
+from refractor_megatron.errors import ConfigError, DataError
 from tests.unit.data_pipeline.staged import LENGTHS, NAMES, document_lengths, write_staged
 
 DOCUMENTS = document_lengths(1500)
@@ -182,5 +182,5 @@ def test_the_seed_decides_which_short_documents_go_where(tmp_path: Path) -> None
     ],
 )
 def test_impossible_options_are_named(tmp_path: Path, stages: tuple[int, ...], more: Any, message: str) -> None:
-    with pytest.raises(DataError, match=re.escape(message)):
+    with pytest.raises((ConfigError, DataError), match=re.escape(message)):
         plan(tmp_path / "d", DOCUMENTS[:300], stages, **more)

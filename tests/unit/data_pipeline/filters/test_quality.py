@@ -16,7 +16,7 @@ from data_pipeline.filters import quality
 from data_pipeline.filters.characters import _DENSE, _LONG, _MORE_DENSE, BULLETS, CLOSING_QUOTES, SENTENCE_ENDS
 from data_pipeline.filters.quality import RULES, STOP_WORDS, Rule, chosen_rules, compute
 from data_pipeline.filters.signals import SIGNALS
-from refractor_megatron.errors import DataError
+from refractor_megatron.errors import ConfigError
 
 
 def pack(texts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -381,7 +381,7 @@ def test_chosen_rules() -> None:
     names = [rule.name for rule in chosen]
     assert "c4-curly/1" in names and "loose-word-count/1" not in names
     assert [rule.high for rule in chosen if rule.name == "loose-top-2gram/1"] == [0.9]
-    with pytest.raises(DataError, match="'gopher'"):
+    with pytest.raises(ConfigError, match="'gopher'"):
         chosen_rules(on=["gopher"])
 
 

@@ -19,7 +19,7 @@ def test_texts_are_plain_utf8_strings(detail: str, sample: bytes) -> None:
     for text in (row["detail"], row["sample"]):
         assert isinstance(text, str) and text.encode().decode() == text  # no lone surrogate
     assert row["detail"] == detail or any(0xD800 <= ord(one) < 0xE000 for one in detail)
-    assert row["sample"].startswith(sample[:200].decode("ascii", "ignore")[:1])
+    assert "\\" in row["sample"] or row["sample"].encode() == sample[:200]
 
 
 def test_a_lone_surrogate_is_shown_as_an_escape() -> None:
