@@ -35,6 +35,8 @@ from data_pipeline.output import draft_folder, exclusive, mendable_errors
 from data_pipeline.pack.indexed import read_indexed
 from data_pipeline.pipeline import Pipeline, Refined
 from data_pipeline.progress import Log
+from data_pipeline.provenance import FILE as PROVENANCE
+from data_pipeline.provenance import HELDOUT_FILE as HELDOUT_PROVENANCE
 from data_pipeline.receipts.croissant import croissant
 from data_pipeline.receipts.ledger import check_chain
 from data_pipeline.receipts.write import write_audit_of, write_ledgers, write_quarantine
@@ -128,7 +130,13 @@ class _Build:
         refined = self.pipeline.run()
         clock.lap("read, judge, deduplicate and select")
         self._write_sources(refined)
-        names = write_provenance_of(self.draft, refined.catalogue, refined.train, self.sources)
+        names = write_provenance_of(
+            self.draft,
+            self.pipeline.catalogue,
+            {PROVENANCE: refined.origin[refined.train], HELDOUT_PROVENANCE: refined.origin[refined.heldout]},
+            self.pipeline.equal,
+            self.sources,
+        )
         tokenizer = self.tokenizer or self._learn(refined)
         tokenizer.save(self.draft / "tokenizer.json")
         clock.lap(f"tokenizer of {tokenizer.vocab_size} ids")
@@ -254,38 +262,47 @@ class _Build:
             write_documents(self.draft / f"documents-{split}.parquet", self._document_columns(refined, rows, domain))
         if not self.options.curriculum.lengths:
             return {"domains": names}
-        return {"domains": names, **self._curriculum(domain[refined.train], names, weights, tokenizer)}
+        groups = {
+            split: np.unique(refined.catalogue.groups[rows], axis=0, return_inverse=True)[1].reshape(-1)
+            for split, rows in (("train", refined.train), ("heldout", refined.heldout))
+        }
+        return {"domains": names, **self._curriculum(domain[refined.train], names, weights, tokenizer, groups)}
 
-    def _domains(self, refined: Refined) -> tuple[npt.NDArray[np.int16], list[str], list[float]]:
-        """Domain of every document, int16 [n], and names and weights of the domains."""
+    def _domains(self, refined: Refined) -> tuple[npt.NDArray[np.int32], list[str], list[float]]:
+        """Domain of every document, int32 [n], and names and weights of the domains."""
         if self.options.mix.by == "source":
             names = [source.name for source in self.sources]
-            return refined.catalogue.sources.astype(np.int16), names, [source.weight for source in self.sources]
+            return refined.catalogue.sources.astype(np.int32), names, [source.weight for source in self.sources]
         codes, domain = np.unique(self._languages(refined), return_inverse=True)
-        return domain.astype(np.int16), [str(code) for code in codes], [1.0] * len(codes)
+        return domain.astype(np.int32), [str(code) for code in codes], [1.0] * len(codes)
 
     def _languages(self, refined: Refined) -> npt.NDArray[Any]:
         return np.concatenate([one["language"] for one in self.pipeline.signals])[refined.origin]
 
     def _document_columns(
-        self, refined: Refined, rows: npt.NDArray[np.int64], domain: npt.NDArray[np.int16]
+        self, refined: Refined, rows: npt.NDArray[np.int64], domain: npt.NDArray[np.int32]
     ) -> dict[str, Any]:
         catalogue, judged = refined.catalogue, bool(self.pipeline.signals)
         quality = np.concatenate([one["quality"] for one in self.pipeline.signals])[refined.origin] if judged else None
         return {
-            "id": [bytes(one) for one in catalogue.ids[rows]],
+            "id": catalogue.ids[rows],
             "source": catalogue.sources[rows],
             "file": gather(catalogue, "file")[rows],
             "position": gather(catalogue, "position")[rows],
             "bytes": catalogue.sizes[rows],
             "tokens": self._lengths[rows],
-            "language": self._languages(refined)[rows] if judged else [None] * len(rows),
-            "quality": [None] * len(rows) if quality is None else quality[rows],
+            "language": self._languages(refined)[rows] if judged else None,
+            "quality": None if quality is None else quality[rows],
             "domain": domain[rows],
         }
 
     def _curriculum(
-        self, domain: npt.NDArray[np.int16], names: list[str], weights: list[float], tokenizer: Tokenizer
+        self,
+        domain: npt.NDArray[np.int32],
+        names: list[str],
+        weights: list[float],
+        tokenizer: Tokenizer,
+        groups: dict[str, npt.NDArray[np.int64]],
     ) -> dict[str, Any]:
         """Made tasks, then the stages packed from text and tasks."""
         options, made, said = self.options, None, {}
@@ -293,7 +310,7 @@ class _Build:
             lengths = np.diff(read_indexed(self.draft / "train").starts)
             budget = budgets(lengths, options.curriculum, options.tasks)
             said["tasks"] = generate(
-                self.draft, tokenizer, options.tasks, options.curriculum.lengths, budget, options.seed, self.log
+                self.draft, tokenizer, options.tasks, options.curriculum.lengths, budget, options.seed, self.log, groups
             )
             if said["tasks"]["tasks"]["documents"]:
                 table = np.load(self.draft / "tasks.npy")

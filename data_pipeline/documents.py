@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,7 +30,7 @@ class Part:
 class Document:
     """Parts in reading order. ``framed`` documents are conversations: each part gets its role and end tokens.
 
-    ``provenance`` is not content: of documents with equal content the first one is kept, with its provenance.
+    ``provenance`` is not content: of documents with equal content one is kept, with the strictest that any states.
     """
 
     parts: tuple[Part, ...]
@@ -64,7 +63,8 @@ def plain(data: bytes, provenance: Provenance = UNSTATED) -> Document:
 
 
 def cut_position(data: bytes, limit: int) -> int:
-    """Where to cut ``data`` (longer than ``limit``): after the last near line end, else before a character start."""
+    """Where to cut ``data``, longer than ``limit`` >= 8: at 1..limit, after the last near line end, else before a
+    character's start."""
     cut = data.rfind(b"\n", max(1, limit - _LINE_REACH), limit) + 1
     if cut:
         return cut
@@ -72,13 +72,3 @@ def cut_position(data: bytes, limit: int) -> int:
     while cut > limit - 4 and data[cut] & 0xC0 == 0x80:  # a UTF-8 continuation byte
         cut -= 1
     return cut if data[cut] & 0xC0 != 0x80 else limit
-
-
-def cut_text(data: bytes, limit: int) -> Iterator[bytes]:
-    """Consecutive parts of at most ``limit`` bytes (``limit`` >= 8); they concatenate to ``data``."""
-    while len(data) > limit:
-        cut = cut_position(data, limit)
-        yield data[:cut]
-        data = data[cut:]
-    if data:
-        yield data

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 
-_MASK64 = (1 << 64) - 1
+from data_pipeline.hashing import mix_one
+
 _ROUNDS = 6
 
 
@@ -30,7 +31,7 @@ class Permutation:
     def _network(self, value: int) -> int:
         left, right = value >> self._half, value & self._mask
         for key in self._keys:
-            left, right = right, left ^ (_mix(right ^ key) & self._mask)
+            left, right = right, left ^ (mix_one(right ^ key) & self._mask)
         return left << self._half | right
 
 
@@ -38,10 +39,3 @@ class Permutation:
 def permutation(n: int, key: bytes) -> Permutation:
     """``Permutation(n, key)``, kept: neighbouring samples ask for the same few."""
     return Permutation(n, key)
-
-
-def _mix(x: int) -> int:
-    """Finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK64
-    x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK64
-    return x ^ x >> 31

@@ -301,6 +301,12 @@ class Pipeline:
         ranks = np.empty(len(refined), dtype=np.int64)
         ranks[order] = np.arange(len(order))
         twin = exact_survivors(refined.keys, ranks, np.ones(len(refined), dtype=np.bool_))
+        again = np.flatnonzero(twin >= 0)
+        gone_before, kept_before = self.removals.equal
+        self.equal = (
+            np.concatenate([gone_before, origin[again]]),
+            np.concatenate([kept_before, origin[twin[again]]]),
+        )
         gone = np.zeros(len(catalogue), dtype=np.bool_)
         gone[origin[twin >= 0]] = True
         for row in np.flatnonzero(twin >= 0).tolist():

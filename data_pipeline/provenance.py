@@ -1,14 +1,14 @@
 """Where a document comes from and what may be done with it: what a retrieval guard asks (spec section 2).
 
-Kept beside the tokens as ``provenance.npy``, one row for each training document. No token depends on it, so it is not
-part of a dataset's content digest; a retrieval index, whose answers do depend on it, has its sha256 in its own.
+Kept beside the tokens as ``provenance.npy`` and ``provenance-heldout.npy``, one row for each document of the split. No
+token of the text depends on it, so it is not part of a dataset's content digest; a retrieval index, whose answers do
+depend on it, has its sha256 in its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,8 @@ from refractor_megatron.distinction.roles import RecordPolicy
 from refractor_megatron.errors import DataError
 
 FILE = "provenance.npy"
+#: The same for held-out documents.
+HELDOUT_FILE = "provenance-heldout.npy"
 #: Fields of a JSON entry, and columns of a Parquet file, that state a document's provenance.
 FIELDS = ("source", "timestamp", "trust", "policy")
 #: Timestamp of a document that states none.
@@ -113,26 +115,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def write_provenance(path: Path, documents: Sequence[tuple[str, Provenance]]) -> list[str]:
-    """Writes the table of (name of the origin, provenance) of each document; returns the names of its sources."""
-    stated = [one.source or origin for origin, one in documents]
-    names = sorted(set(stated))
-    number = {name: place for place, name in enumerate(names)}
-    rows = [
-        (number[name], UNDATED if one.timestamp is None else one.timestamp, one.trust, int(one.policy), one.ttl_s)
-        for name, (_, one) in zip(stated, documents, strict=True)
-    ]
-    np.save(path, np.array(rows, dtype=ROW), allow_pickle=False)
-    return names
-
-
-def read_provenance(folder: Path, documents: int) -> Table:
-    """The table of a dataset folder with ``documents`` training documents. Raises ``DataError`` if it is not there."""
-    path = folder / FILE
+def read_provenance(folder: Path, documents: int, file: str = FILE) -> Table:
+    """The table of a dataset folder's split with ``documents`` documents. Raises ``DataError`` if it is not there."""
+    path = folder / file
     try:
         table: Table = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
-        raise DataError(f"{folder} has no {FILE}: it is of an older build; delete it and build it again.") from error
+        raise DataError(f"{folder} has no {file}: it is of an older build; delete it and build it again.") from error
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} is damaged ({error}); delete {folder} and build it again.") from error
     if table.dtype != ROW or table.shape != (documents,):

@@ -7,7 +7,7 @@ import importlib.metadata
 import unicodedata
 
 #: Raise when the same input and options would give other bytes: every stage and every dataset is then made anew.
-CODE_VERSION = 3
+CODE_VERSION = 4
 #: Libraries that choose bytes: extraction, schemas, language, patterns, splitting and merging, files.
 LIBRARIES = (
     "gigatoken",

@@ -32,6 +32,11 @@ settings.load_profile("project")
 #: Files that take longest, longest first: workers take whole files, and the last one to start must be short.
 SLOW_FILES = (
     "test_kill_resume",
+    "test_build_kill",
+    "test_engine_kill",
+    "test_whole_build",
+    "test_round_trip",
+    "test_mutations",
     "test_tiers",
     "test_gpu_check",
     "test_bad_input",

@@ -16,6 +16,8 @@ from data_pipeline.curriculum.routing import Pool, TooLittle, cut, sequences_of
 from data_pipeline.pack.best_fit import Packing, fill_needed, pack, pack_with
 
 Ints = npt.NDArray[np.int64]
+#: Sequences without which a stage after the first is not made: of one alone there is nothing to shuffle or to mix.
+FEWEST = 2
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,13 @@ def _attempt(corpus: Corpus, lengths: Sequence[int], short_share: float, kinds: 
     stages = []
     for place in reversed(range(len(lengths))):
         below = lengths[place - 1] + 1 if place else 0
-        made = corpus.made.get(lengths[place], [_nothing()] * kinds)
-        stage = _stage(corpus, pools, lengths[place], below, made, short_share, f"{key} {lengths[place]}")
+        tasks = corpus.made.get(lengths[place], [_nothing()] * kinds)
+        stage = _stage(corpus, pools, lengths[place], below, tasks, short_share, f"{key} {lengths[place]}")
         if isinstance(stage, TooLittle):
             return LeftOut(lengths[place], stage)
-        if not place and len(lengths) > 1 and not any(len(one.starts) > 1 for one in stage.packings[: corpus.count]):
-            return LeftOut(lengths[0], TooLittle(0, lengths[0] + 1))  # all text is longer
+        made = sum(len(one.starts) - 1 for one in stage.packings[: corpus.count])
+        if not place and len(lengths) > 1 and made < FEWEST:  # as when all text is longer
+            return LeftOut(lengths[0], TooLittle(made * (lengths[0] + 1), FEWEST * (lengths[0] + 1)))
         stages.append(stage)
     return stages[::-1]
 
@@ -107,6 +110,8 @@ def _stage(
         answer = sequences_of(long, short, capacity, short_share)
         if isinstance(answer, TooLittle):
             return answer
+        if answer.sum() < FEWEST:
+            return TooLittle(int(np.minimum(long, answer * capacity).sum()), FEWEST * capacity)
         counts = answer
     packings, passed = [], 0
     for domain, pool in enumerate(pools):

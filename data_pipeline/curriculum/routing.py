@@ -2,8 +2,9 @@
 
 A document is "long" for the first stage whose sequence holds it whole. Each stage but the first also trains on shorter
 documents, ``short_share`` of its tokens: long text alone harms (ProLong, Gao et al. 2024, arXiv:2410.02660, finds 40 %
-of short data best; Llama 3, arXiv:2407.21783, mixes likewise). Which ones, a keyed hash decides. A token is dealt out
-once, so no stage repeats what another has seen.
+of short data best; Llama 3, arXiv:2407.21783, mixes likewise). Which ones, a keyed hash decides. A token of
+text is dealt out once, so as text no stage repeats what another has seen. Made tasks are not dealt out: they quote text
+of any stage, and how many tokens of it stands with them in the manifest (``copied_tokens`` of ``tasks.write``).
 """
 
 from __future__ import annotations

@@ -52,6 +52,15 @@ class Removals:
     threshold: float
     _table: _Table
 
+    @property
+    def equal(self) -> tuple[Rows, Rows]:
+        """Documents [m] that went for equal content and the equal one [m] of each, as row numbers over all shards.
+
+        Their equal may itself have gone since, as a near-duplicate.
+        """
+        exact_ones = self._table.twin >= 0
+        return self._table.rows[exact_ones], self._table.twin[exact_ones]
+
     def audit(self) -> Iterator[dict[str, Any]]:
         """A row of the audit log for each removed document, in order of id."""
         table = self._table

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.filters.ngram import Hashes, NgramModel, word_hashes
+from data_pipeline.hashing import MASK64, STEP, mix
 from data_pipeline.shards import Shard
 
 #: Of a document longer than both together, this much of its start and of its middle is scored (bytes).
@@ -198,11 +199,8 @@ def _gathered(params: dict[str, Any]) -> _Documents:
 
 def _rank(ids: Bytes, seed: int) -> npt.NDArray[np.uint64]:
     """Order in which documents are drawn: their id's first 64 bits, mixed with the seed (SplitMix64's finaliser)."""
-    mixed = ids.view("<u8")[:, 0] ^ np.uint64((seed * 0x9E3779B97F4A7C15) & (2**64 - 1))
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    ranks: npt.NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
-    return ranks
+    mixed = ids.view("<u8")[:, 0] ^ np.uint64((seed * STEP) & MASK64)
+    return mix(mixed)
 
 
 def _sample(documents: _Documents, language: int, fold: int, limit: int) -> npt.NDArray[np.int64]:

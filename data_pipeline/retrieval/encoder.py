@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.hashing import STEP, mix
+
 Chunks = npt.NDArray[np.int32]
 
 #: Token of a chunk's unused places, which stand at its end.
@@ -44,7 +46,7 @@ class HashingEncoder:
         """``idf``: int32 [BUCKETS] of ``fit_idf``; ``dim``: coordinates of a vector."""
         assert dim >= 1 and idf.shape == (BUCKETS,) and idf.max() < 1 << 11
         self.dim, self.idf = dim, idf
-        bits = _mix(np.arange(BUCKETS, dtype=np.uint64) + np.uint64(0x5EED))
+        bits = mix(np.arange(BUCKETS, dtype=np.uint64) + np.uint64(0x5EED) + np.uint64(STEP))
         self._place: npt.NDArray[np.int64] = ((bits >> np.uint64(8)) % np.uint64(dim)).astype(np.int64)
         self._signed = np.where(bits & np.uint64(1), idf, -idf)
 
@@ -88,8 +90,8 @@ def features(chunks: Chunks) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
     """(row, bucket, count) of the distinct n-grams of each chunk, in order of row and bucket."""
     used = chunks != PAD
     tokens = chunks.astype(np.uint64)  # padding wraps, and is masked below
-    single = _mix(tokens * np.uint64(2))
-    double = _mix(single[:, :-1] + np.uint64(2) * tokens[:, 1:] + np.uint64(1))
+    single = mix(tokens * np.uint64(2) + np.uint64(STEP))
+    double = mix(single[:, :-1] + np.uint64(2) * tokens[:, 1:] + np.uint64(STEP + 1))
     grams = np.concatenate([single, double], axis=1) % np.uint64(BUCKETS)
     grams[~np.concatenate([used, used[:, 1:]], axis=1)] = BUCKETS  # padding stands last, so a pair's second decides
     ordered = np.sort(grams.astype(np.int32), axis=1)
@@ -117,11 +119,3 @@ def blocks_of(
 def _frequency_weights(longest: int) -> npt.NDArray[np.int64]:
     """1 + ln tf for tf = 0..longest (0 unused), in steps of 1/_STEPS."""
     return np.array([0] + [round(_STEPS * (1.0 + math.log(tf))) for tf in range(1, longest + 1)], dtype=np.int64)
-
-
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): a fixed bijection of 64-bit integers."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

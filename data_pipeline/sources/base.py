@@ -54,9 +54,10 @@ Item: TypeAlias = "Located | Quarantined"
 class Bad(Exception):
     """An entry that belongs into quarantine, raised where its place is not known."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, size: int = 0) -> None:
+        """``size``: bytes of the entry, where it is large for one entry among many."""
         super().__init__(detail)
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail, self.size = reason, detail, size
 
     def at(self, file: int, position: int, sample: bytes = b"") -> Quarantined:
         """The record of it."""

@@ -119,24 +119,26 @@ def check_bad_fraction(sources: Sequence[Source], folder: Path, count: int, limi
     ledgers = ledgers_of(folder, count)
     for number, source in enumerate(sources):
         mine = [(index, ledger) for index, ledger in enumerate(ledgers) if ledger["source"] == number]
-        bad, share = bad_share(source, [ledger for _, ledger in mine])
+        bad, share, of_bytes = bad_share(source, [ledger for _, ledger in mine])
         if not source.mendable or not bad or share <= limit:
             continue
         shown = _reasons(source, [task_folder(folder, index) for index, _ in mine])
+        what = "of its bytes" if of_bytes else "of all"
         raise DataError(
-            f"Source {source.name}: {bad} of {sum(ledger['in'] for _, ledger in mine)} documents are unusable "
-            f"({share:.2%}, more than data.max_bad_fraction {limit:g}): {'; '.join(shown)}; "
+            f"Source {source.name}: {bad} of {sum(ledger['in'] for _, ledger in mine)} documents are unusable, "
+            f"{share:.2%} {what}, more than data.max_bad_fraction {limit:g}: {'; '.join(shown)}; "
             "correct them or raise data.max_bad_fraction."
         )
 
 
-def bad_share(source: Source, ledgers: Sequence[Ledger]) -> tuple[int, float]:
-    """``(quarantined documents, bad share)`` of a source, from the ledgers of its units."""
+def bad_share(source: Source, ledgers: Sequence[Ledger]) -> tuple[int, float, bool]:
+    """``(quarantined documents, bad share, whether it is of bytes)`` of a source, from the ledgers of its units."""
     bad = sum(sum(ledger["quarantined"].values()) for ledger in ledgers)
     read = sum(ledger["in"] for ledger in ledgers)
     lost = sum(ledger["lost_bytes"] for ledger in ledgers)
     size = sum(entry["bytes"] for entry in source.files)
-    return bad, max(bad / max(read, 1), lost / max(size, 1))
+    by_number, by_size = bad / max(read, 1), lost / max(size, 1)
+    return bad, max(by_number, by_size), by_size > by_number
 
 
 def _reasons(source: Source, folders: Sequence[Path]) -> list[str]:

@@ -28,4 +28,4 @@ def bounded_lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes, B
         while not ended and (more := stream.readline(_SKIP)):
             size += len(more)
             ended = more.endswith(b"\n")
-        yield number, sample, Bad("too-long", f"{size / 1e6:.1f} MB; the limit is {limit / 1e6:g} MB")
+        yield number, sample, Bad("too-long", f"{size / 1e6:.1f} MB; the limit is {limit / 1e6:g} MB", size)

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-_MASK64 = (1 << 64) - 1
-_STEP = 0x9E3779B97F4A7C15
+from data_pipeline.hashing import MASK64, STEP, mix, mix_one
+
 T = TypeVar("T")
 
 
@@ -20,11 +20,8 @@ def key_of(*parts: int | str) -> int:
 
 
 def hashes(key: int, numbers: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint64]:
-    """A hash of each number under ``key``, uint64, by the finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
-    x = numbers.astype(np.uint64) * np.uint64(_STEP) + np.uint64(key)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    """A hash of each number under ``key``, uint64."""
+    return mix(numbers.astype(np.uint64) * np.uint64(STEP) + np.uint64(key))
 
 
 class Draws:
@@ -36,11 +33,8 @@ class Draws:
     def below(self, n: int) -> int:
         """A number in 0..n-1, n >= 1; uneven by at most n / 2**64."""
         assert n >= 1
-        self._state = (self._state + _STEP) & _MASK64
-        x = self._state
-        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK64
-        x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK64
-        return (x ^ x >> 31) * n >> 64
+        self._state = (self._state + STEP) & MASK64
+        return mix_one(self._state) * n >> 64
 
     def between(self, low: int, high: int) -> int:
         """A number in low..high, both included."""

@@ -38,7 +38,10 @@ def chunk_of(length: int) -> int:
 
 @dataclass(frozen=True)
 class Library:
-    """``index`` over chunks of ``text`` in order of their start; ``run_start`` int64 [n]: where the run of each begins.
+    """``index`` over chunks of ``text``; ``run_start`` int64 [n]: where the run of each begins.
+
+    The index knows texts, not documents: parts that one was cut into are no neighbours of each other. Its chunks are in
+    order of (text, start).
 
     ``rarity`` int64 [vocabulary]: -ln of a token's frequency in the sample, in steps of 1/64. ``floor``: the similarity
     that chance alone reaches. ``chunks``: all chunks of the text, of which the index is a sample.
@@ -55,7 +58,7 @@ class Library:
         return len(self.run_start)
 
     def search(self, rows: Places, k: int) -> Candidates:
-        """The ``k`` nearest chunks of other documents for each of the index's own chunks ``rows``."""
+        """The ``k`` nearest chunks of other texts for each of the index's own chunks ``rows``."""
         return self.index.search(np.asarray(self.index.vectors[rows]), k, self.index.documents[rows])
 
 
@@ -67,13 +70,16 @@ def build_library(text: Text, chunk: int, vocab_size: int, seed: int, limit: int
     for block in blocks_of(tokens, starts, lengths, chunk):
         counts += np.bincount(block[block >= 0], minlength=vocab_size)
     encoder = HashingEncoder(DIM, fit_idf(blocks_of(tokens, starts, lengths, chunk)))
+    whole = text.whole[text.document[run]]
+    order = np.lexsort((starts, whole))
+    starts, lengths, run, whole = starts[order], lengths[order], run[order], whole[order]
     vectors = np.empty((len(starts), DIM), dtype=np.float32)
     low = 0
     for block in blocks_of(tokens, starts, lengths, chunk):
         vectors[low : low + len(block)] = encoder.encode(block)
         low += len(block)
     records = np.zeros(len(starts), dtype=RECORD)
-    records["start"], records["length"], records["document"] = starts, lengths, text.document[run]
+    records["start"], records["length"], records["document"] = starts, lengths, whole
     rarity = np.rint(-64 * np.log((counts + 1) / max(1, counts.sum()))).astype(np.int64)
     index = RetrievalIndex(vectors, records, encoder, chunk, (), 0, "")
     return Library(text, index, text.start[run], rarity, chance(len(starts), DIM), total)

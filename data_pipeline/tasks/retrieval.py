@@ -1,11 +1,11 @@
 """Retrieval tasks: records among which one is the answer, a question, an answer.
 
 * CONTINUATION: the question is a stretch of a document, the answer what follows it there. The records are neighbours of
-  the continuation in other documents, never in its own: the nearest is the label, next-nearest ones that are less
-  similar by ``MARGIN`` are hard negatives. A neighbour more similar than ``CEILING`` would give the answer away and is
-  left out; without one that is nearer than chance there is no such task.
+  the continuation in other texts, never in its own or another part of it: the nearest is the label,
+  next-nearest ones that are less similar by ``MARGIN`` are hard negatives. A neighbour more similar than ``CEILING``
+  would give the answer away and is left out; without one that is nearer than chance there is no such task.
 * LOOKUP: one record holds a phrase, chosen for its rare tokens; the others are that record's nearest neighbours in
-  other documents, and do not hold it. The answer is the record's number and the words that follow the phrase in it.
+  other texts, and do not hold it. The answer is the record's number and the words that follow the phrase in it.
 
 The order of the records is drawn; each is a message of its own, role ``data`` in RET_SCOPE, as what a model retrieves.
 """
@@ -40,7 +40,7 @@ _TRIES, _BATCH = 4, 256
 
 @dataclass(frozen=True)
 class _Query:
-    """A chunk and its neighbours that may be shown, nearest first, one of a document."""
+    """A chunk and its neighbours that may be shown, nearest first, one of a text."""
 
     row: int
     tokens: Tokens
@@ -73,8 +73,8 @@ class RetrievalTasks:
 
     def _query(self, row: int, similarity: npt.NDArray[np.float32], ids: npt.NDArray[np.int32]) -> _Query:
         shown = np.flatnonzero((ids >= 0) & (similarity <= CEILING))
-        documents = self._library.index.documents[ids[shown]]
-        shown = shown[np.sort(np.unique(documents, return_index=True)[1])]
+        texts = self._library.index.documents[ids[shown]]
+        shown = shown[np.sort(np.unique(texts, return_index=True)[1])]
         return _Query(row, self._chunk(row), similarity[shown], ids[shown].astype(np.int64))
 
     def _chunk(self, row: int) -> Tokens:

@@ -16,13 +16,15 @@ import numpy.typing as npt
 
 from data_pipeline.pack.indexed import Indexed, read_indexed
 from data_pipeline.pack.records import read_records
-from data_pipeline.provenance import read_provenance
+from data_pipeline.provenance import FILE, HELDOUT_FILE, read_provenance
 from data_pipeline.retrieval.build import eligible_runs
 from refractor_megatron.distinction.roles import RecordPolicy
 from refractor_megatron.tokenizer import Tokenizer
 
 Tokens = npt.NDArray[np.int32]
 Places = npt.NDArray[np.int64]
+#: Table of provenance of each split.
+PROVENANCE = {"train": FILE, "heldout": HELDOUT_FILE}
 #: How far back a cut may move to the start of a line or word (tokens).
 REACH = 128
 
@@ -66,6 +68,7 @@ class Text:
     """Runs of text of one split, in order of (source, place): each within one document and without special tokens.
 
     ``start``, ``stop``, ``document``: int64 [runs]; ``group``: int64 [sources + 1], first run of each source.
+    ``whole``: int64 [documents], the number of the text that each is a part of.
     """
 
     data: Indexed
@@ -73,6 +76,7 @@ class Text:
     stop: Places
     document: Places
     group: Places
+    whole: Places
     refused: int  # documents that may not be copied
 
     @cached_property
@@ -90,10 +94,10 @@ class Text:
         return self.data.tokens[start:stop].astype(np.int32)
 
 
-def read_text(draft: Path, split: str, vocabulary: Vocabulary) -> Text:
-    """Opens ``<draft>/<split>.*``, and for the training split ``provenance.npy``.
+def read_text(draft: Path, split: str, vocabulary: Vocabulary, whole: Places | None = None) -> Text:
+    """Opens ``<draft>/<split>.*`` and the split's table of provenance.
 
-    A split without provenance (held-out text has none) is one source that may be copied.
+    ``whole``: int64 [documents], equal for documents that are parts of one text; None: each is a text of its own.
 
     Raises ``DataError`` for missing or damaged files.
     """
@@ -103,18 +107,17 @@ def read_text(draft: Path, split: str, vocabulary: Vocabulary) -> Text:
     )  # still a map; views of it cost less than those of a memmap
     start, stop = _without_specials(data, *eligible_runs(records), vocabulary.specials)
     document = np.searchsorted(data.starts, start, side="right") - 1
-    source = np.zeros(len(document), dtype=np.int64)
-    refused = 0
-    if split == "train":
-        table = read_provenance(draft, len(data.starts) - 1)
-        allowed = (table["policy"] & RecordPolicy.ALLOW_COPY) != 0
-        refused = int(np.count_nonzero(~allowed))
-        kept = allowed[document]
-        start, stop, document = start[kept], stop[kept], document[kept]
-        source = table["source"][document].astype(np.int64)
+    count = len(data.starts) - 1
+    table = read_provenance(draft, count, PROVENANCE[split])
+    allowed = (table["policy"] & RecordPolicy.ALLOW_COPY) != 0
+    kept = allowed[document]
+    start, stop, document = start[kept], stop[kept], document[kept]
+    source = table["source"][document].astype(np.int64)
+    whole = np.arange(count) if whole is None else whole
+    assert len(whole) == count
     order = np.argsort(source, kind="stable")
     group = np.append(np.flatnonzero(np.diff(source[order], prepend=-1)), len(order))
-    return Text(data, start[order], stop[order], document[order], group, refused)
+    return Text(data, start[order], stop[order], document[order], group, whole, int(np.count_nonzero(~allowed)))
 
 
 def _without_specials(data: Indexed, start: Places, stop: Places, specials: int) -> tuple[Places, Places]:

@@ -23,11 +23,9 @@ from data_pipeline.tasks.compose import ORIGIN, TASK, Made, share_beyond
 from data_pipeline.tasks.library import build_library, chunk_of
 from data_pipeline.tasks.long_range import LongRangeTasks, possible
 from data_pipeline.tasks.retrieval import RetrievalTasks
-from data_pipeline.tasks.text import Text, Vocabulary, read_text
+from data_pipeline.tasks.text import Places, Text, Vocabulary, read_text
 from refractor_megatron.tokenizer import Tokenizer
 
-#: Raise when the same text and options would give other tasks.
-CODE_VERSION = 1
 #: Contexts of long-range tasks may hold each token of the split so often in a stage, on average.
 REUSE = 4
 #: Evaluation tasks of each family and stage, and most tokens of a family in a stage.
@@ -44,16 +42,21 @@ def generate(
     budget_tokens: Mapping[int, tuple[int, int]],
     seed: int,
     log: Log,
+    groups: Mapping[str, Places] | None = None,
 ) -> dict[str, Any]:
     """Makes the tasks of all stages from ``draft/train.*`` and ``draft/heldout.*``.
 
     Args:
-        draft: folder of the dataset in the making; ``provenance.npy`` must be there.
+        draft: folder of the dataset in the making; both tables of provenance must be there.
         lengths: stages by tokens of a sequence, rising; a task has at most one more.
         budget_tokens: stage -> tokens wanted of (retrieval, long-range) tasks; a family of share 0 gets none.
+        groups: by split ("train", "heldout") a number for each document, int64 [documents], equal for the parts of one
+            text: no record is of the text that is asked about. None: every document is a text of its own.
 
     Returns: for each of ``tasks`` and ``tasks-heldout`` the counts of documents, tokens and bytes, and under ``stages``
-    what was made of each kind, what was wanted, and what was rejected for which reason.
+    what was made of each kind, what was wanted, and what was rejected for which reason; ``copied_tokens``: how many
+    are quoted from the split, and ``copied_distinct``: how many tokens of it that is. The training text they are from
+    is trained on as text, too, in the stage that its document went to.
 
     Raises ``DataError`` for missing or damaged files.
     """
@@ -72,10 +75,11 @@ def generate(
         ("tasks", "train", wanted, None),
         ("tasks-heldout", "heldout", evaluation, EVALUATION),
     )
-    return {
-        name: _write(draft / name, read_text(draft, split, vocabulary), vocabulary, options, budget, most, seed, log)
-        for name, split, budget, most in splits
-    }
+    made = {}
+    for name, split, budget, most in splits:
+        text = read_text(draft, split, vocabulary, groups[split] if groups is not None else None)
+        made[name] = _write(draft / name, text, vocabulary, options, budget, most, seed, log)
+    return made
 
 
 def _write(
@@ -159,6 +163,7 @@ def _stage(
     """Takes tasks until there are enough, and says what came of it."""
     kinds: Counter[str] = Counter()
     tokens = in_a_row = 0
+    before = out.origins
     goal = min(wanted, family.most_tokens)
     for made in family.tasks if goal else ():
         in_a_row = 0 if made is not None else in_a_row + 1
@@ -178,6 +183,7 @@ def _stage(
         "wanted_tokens": wanted,
         "tokens": tokens,
         "documents": kinds.total(),
+        **out.copied(before),
         "kinds": dict(sorted(kinds.items())),
         "rejected": dict(sorted(family.rejected.items())),
         "why_none": family.why_none,
@@ -186,7 +192,10 @@ def _stage(
 
 def _tell(name: str, stage: dict[str, Any], log: Log) -> None:
     family = stage["family"].replace("_", "-")
-    said = f"data: {name}: stage {stage['stage']}: {stage['documents']} {family} tasks, {stage['tokens']} tokens"
+    said = (
+        f"data: {name}: stage {stage['stage']}: {stage['documents']} {family} tasks, {stage['tokens']} tokens, "
+        f"{stage['copied_tokens']} of them quoted"
+    )
     if stage["why_none"]:
         said += f"; left out: {stage['why_none']}"
     elif name == "tasks" and stage["tokens"] < stage["wanted_tokens"]:
@@ -219,7 +228,7 @@ class _Output:
         row["evidence"][: len(made.evidence)] = made.evidence
         row["evidence_share"] = share_beyond(made.evidence, made.answer[0], window)
         row["label"], row["records"] = made.label, made.records
-        row["origin_first"], row["origin_count"] = len(self._origins) // ORIGIN.itemsize, len(made.origins)
+        row["origin_first"], row["origin_count"] = self.origins, len(made.origins)
         self._rows += row.tobytes()
         origins = np.zeros(len(made.origins), dtype=ORIGIN)
         origins["task"] = self._counts["documents"]
@@ -229,6 +238,20 @@ class _Output:
         self._counts["documents"] += 1
         self._counts["tokens"] += len(made.tokens)
         self._counts["bytes"] += int(self._token_bytes[made.tokens].sum())
+
+    @property
+    def origins(self) -> int:
+        """Copied stretches so far."""
+        return len(self._origins) // ORIGIN.itemsize
+
+    def copied(self, first: int) -> dict[str, int]:
+        """Tokens copied in the stretches from number ``first`` on, and how many different tokens of the split."""
+        since = np.frombuffer(bytes(self._origins[first * ORIGIN.itemsize :]), dtype=ORIGIN)
+        order = np.argsort(since["start"], kind="stable")
+        start = since["start"][order]
+        stop = np.maximum.accumulate(start + since["length"][order])
+        fresh = stop - np.maximum(start, np.concatenate([start[:1], stop[:-1]]))
+        return {"copied_tokens": int(since["length"].sum()), "copied_distinct": int(np.maximum(0, fresh).sum())}
 
     def close(self, text: Text) -> dict[str, int]:
         """Writes the index, the records and the tables; nothing where there is no task."""

@@ -7,8 +7,6 @@ the last message's segment with role ``data`` and no bits, so that it never carr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +15,6 @@ import numpy.typing as npt
 from data_pipeline.documents import Document
 from refractor_megatron.distinction.roles import DOCUMENT_ROLE, ROLE_ID, ROLES
 from refractor_megatron.tokenizer import Tokenizer
-
-#: Documents handed to the threads at a time.
-_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +49,3 @@ def _append(spans: list[tuple[int, int, int, int]], length: int, *record: int) -
     if spans and spans[-1][1:] == (segment, role, bits):
         length += spans.pop()[0]
     spans.append((length, segment, role, bits))
-
-
-def encode_all(tokenizer: Tokenizer, documents: Iterable[Document], threads: int) -> Iterator[Encoded]:
-    """Encodes in order; the library releases the GIL, so threads share the work."""
-    tokenizer.encode(b"warm")  # builds the encoder once, before threads would race for it
-    with ThreadPoolExecutor(threads) as pool:
-        batch: list[Document] = []
-        for document in documents:
-            batch.append(document)
-            if len(batch) == _BATCH:
-                yield from pool.map(lambda one: encode_document(tokenizer, one), batch)
-                batch = []
-        yield from pool.map(lambda one: encode_document(tokenizer, one), batch)

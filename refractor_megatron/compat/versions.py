@@ -42,6 +42,12 @@ LIBRARIES = (
     "pyarrow",
     "zstandard",
     "selectolax",
+    "resiliparse",
+    "numba",
+    "py3langid",
+    "gigatoken",
+    "google-re2",
+    "jsonschema-rs",
     "safetensors",
     "transformers",
 )

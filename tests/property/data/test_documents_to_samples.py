@@ -10,12 +10,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.documents import Document, Part, cut_text
+from data_pipeline.documents import Document, Part
 from data_pipeline.pack.indexed import IndexedWriter, read_indexed
 from data_pipeline.pack.records import RecordWriter, read_records
 from data_pipeline.stream import SampleStream
 from data_pipeline.tokenise.encode import encode_document
 from refractor_megatron.tokenizer import train_tokenizer
+from tests.unit.data_pipeline.cutting import cut_text
 
 TOKENIZER = train_tokenizer([b"the cat sat on the mat with the hat " * 5], 290)
 PARTS = st.lists(

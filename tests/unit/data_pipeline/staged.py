@@ -63,7 +63,7 @@ def write_staged(
         table = MadeTasks(*(np.array(column) for column in list(zip(*made, strict=True))[:2]))
     train_tokenizer([b"some words"], VOCABULARY).save(folder / "tokenizer.json")
     plan = plan_stages(
-        folder, np.arange(len(lengths)).astype(np.int16) % 3, NAMES, weights, Mix(temperature=temperature),
+        folder, np.arange(len(lengths)).astype(np.int32) % 3, NAMES, weights, Mix(temperature=temperature),
         Curriculum(stages, short_share), tasks or Tasks(), seed, log, table,
     )  # fmt: skip
     for name in manifests.DATASET.files:

@@ -29,6 +29,7 @@ from tests.unit.data_pipeline.corpora import TINY, Builder, write_texts
 
 RECEIPTS = (
     "provenance.npy",
+    "provenance-heldout.npy",
     "documents-train.parquet",
     "documents-heldout.parquet",
     "ledger.json",

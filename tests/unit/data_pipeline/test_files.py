@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from data_pipeline.documents import Document, cut_text, plain
+from data_pipeline.documents import Document, plain
 from data_pipeline.shards import Located
 from data_pipeline.sources.base import Quarantined, Reading, grouped
 from data_pipeline.sources.entries import NO_RULES, read_file, read_text
@@ -20,6 +20,7 @@ from data_pipeline.sources.files import file_sources
 from data_pipeline.sources.fingerprint import Fingerprints
 from data_pipeline.sources.units import read_unit
 from refractor_megatron.errors import DataError
+from tests.unit.data_pipeline.cutting import cut_text
 
 LINES = [{"text": "first"}, {"text": "zweiter ü"}, {"messages": [{"role": "user", "content": "hi"}]}]
 

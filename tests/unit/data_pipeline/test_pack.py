@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.documents import Document, Part, plain
 from data_pipeline.pack.indexed import IndexedWriter, read_indexed, token_dtype
 from data_pipeline.pack.records import RecordWriter, read_records
-from data_pipeline.tokenise.encode import encode_all, encode_document
+from data_pipeline.tokenise.encode import encode_document
 from refractor_megatron.errors import DataError
 from refractor_megatron.tokenizer import Tokenizer, train_tokenizer
 
@@ -136,10 +136,3 @@ def test_conversation_is_framed_and_recorded(tokenizer: Tokenizer) -> None:
     assert encoded.tokens.tolist() == [user, *text, end, user, end, tool, *word, end, tokenizer.eod]
     assert encoded.spans.tolist() == [[len(text) + 4, 0, 1, 0], [len(word) + 2, 1, 3, 4], [1, 1, 5, 0]]
     assert tokenizer.role_ids["system"] not in encoded.tokens
-
-
-def test_threads_keep_the_order(tokenizer: Tokenizer) -> None:
-    many = [plain(b"%d words" % i) for i in range(700)]
-    one = [encoded.tokens.tolist() for encoded in encode_all(tokenizer, many, threads=1)]
-    assert one == [encoded.tokens.tolist() for encoded in encode_all(tokenizer, many, threads=4)]
-    assert len(one) == 700

@@ -13,7 +13,16 @@ import pytest
 from pyarrow import parquet
 
 from data_pipeline.build import BuiltData
-from data_pipeline.provenance import FILE, FOREVER, UNDATED, UNSTATED, Provenance, provenance_of, read_provenance
+from data_pipeline.provenance import (
+    FILE,
+    FOREVER,
+    HELDOUT_FILE,
+    UNDATED,
+    UNSTATED,
+    Provenance,
+    provenance_of,
+    read_provenance,
+)
 from refractor_megatron.distinction.roles import RecordPolicy
 from refractor_megatron.errors import DataError
 from tests.unit.data_pipeline.corpora import Builder, conversation, write_texts
@@ -117,6 +126,50 @@ def test_content_digest_does_not_depend_on_it(builder: Builder, tmp_path: Path) 
         digests.append((built.manifest["content_sha256"], built.manifest["files"][FILE]["sha256"]))
     (one, table), (two, other) = digests
     assert one == two and table != other
+
+
+def _lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_of_equal_documents_the_strictest_word_counts_however_files_lie(builder: Builder, tmp_path: Path) -> None:
+    """Tables of both splits, byte for byte, and so the tasks that may be made."""
+    free = [{"text": f"text number {i} of them all", "trust": 0.9, "timestamp": 100 + i} for i in range(24)]
+    strict = [
+        {"text": one["text"], "trust": 0.1, "policy": {"allow_copy": False, "ttl_s": 60}, "timestamp": 50}
+        for one in free[::2]
+    ]
+    layouts: list[dict[str, list[dict[str, Any]]]] = [
+        {"a.jsonl": free, "b.jsonl": strict},
+        {"a.jsonl": strict, "b.jsonl": free},
+        {"c.jsonl": [*strict[:5], *free, *strict[5:]]},
+    ]
+    tables = []
+    for number, layout in enumerate(layouts):
+        for name, lines in layout.items():
+            _lines(tmp_path / str(number) / "corpus" / name, lines)
+        folder = builder(tmp_path / str(number) / "corpus").folder
+        tables.append([np.load(folder / name).tolist() for name in (FILE, HELDOUT_FILE)])
+    assert tables[0] == tables[1] == tables[2]
+    rows = [row[1:] for table in tables[0] for row in table]
+    held = (50, float(np.float32(0.1)), 0, 60)
+    assert rows.count(held) == 12 and {row[2:] for row in rows if row != held} == {(int(COPY), FOREVER)}
+
+
+def test_held_out_documents_have_a_table_of_the_same_names(builder: Builder, tmp_path: Path) -> None:
+    _lines(tmp_path / "a.jsonl", [{"text": f"text {i} of a wire", "source": f"wire {i}"} for i in range(30)])
+    built = builder(tmp_path / "a.jsonl")
+    names = built.manifest["provenance_sources"]
+    train, heldout = (
+        {
+            names[row["source"]]
+            for row in read_provenance(built.folder, built.manifest["splits"][split]["documents"], file)
+        }
+        for split, file in (("train", FILE), ("heldout", HELDOUT_FILE))
+    )
+    assert heldout and not train & heldout and train | heldout == {f"wire {i}" for i in range(30)}
+    assert names == sorted(names)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY\x01\x00", None])

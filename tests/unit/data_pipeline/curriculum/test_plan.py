@@ -92,6 +92,26 @@ def test_a_stage_without_long_text_is_left_out_and_said_to_be(tmp_path: Path) ->
         assert path_of(tmp_path / "d", length).read_bytes() == path_of(tmp_path / "e", length).read_bytes()
 
 
+@pytest.mark.parametrize(("count", "stages"), [(1, [16]), (2, [16, 64])])
+def test_a_stage_of_one_sequence_is_left_out(tmp_path: Path, count: int, stages: list[int]) -> None:
+    """Documents i mod 3 are of one domain."""
+    lengths = [60 if i < 3 * count and not i % 3 else 10 for i in range(900)]
+    made = plan(tmp_path / "d", lengths)
+    assert [stage["length"] for stage in made["stages"]] == stages
+    if count == 1:
+        assert made["left_out"] == [{"length": 64, "tokens": 60, "needs": 2 * 65}]
+    else:
+        assert made["stages"][1]["sequences"] == 2
+
+
+def test_a_first_stage_of_one_sequence_is_left_out(tmp_path: Path) -> None:
+    made = plan(tmp_path / "d", [60] * 300 + [9, 9, 9, 9], short_share=0.0)
+    assert [stage["length"] for stage in made["stages"]] == [16, 64]  # rests of the longer stage fill it
+    made = plan(tmp_path / "e", [65] * 297 + [9, 1, 1, 9], short_share=0.0)
+    assert [stage["length"] for stage in made["stages"]] == [64]
+    assert made["left_out"] == [{"length": 16, "tokens": 17, "needs": 34}]
+
+
 def test_a_stage_in_the_middle_may_be_left_out(tmp_path: Path) -> None:
     lengths = [10] * 400 + [150] * 30
     made = plan(tmp_path / "d", lengths, (16, 64, 160))

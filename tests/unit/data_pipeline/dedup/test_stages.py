@@ -93,7 +93,8 @@ def test_a_chain_of_neighbours_removes_only_neighbours(tmp_path: Path) -> None:
 
 def test_audit_rows(tmp_path: Path, shards: list[Path]) -> None:
     ids = ids_of(shards)
-    rows = list(remove(shards, tmp_path / "work").audit())
+    found = remove(shards, tmp_path / "work")
+    rows = list(found.audit())
     assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
     by_id = {row["id"]: row for row in rows}
     kept_twin = 0 if ids[0] <= ids[3] else 3  # equal content in one source has one id
@@ -106,6 +107,8 @@ def test_audit_rows(tmp_path: Path, shards: list[Path]) -> None:
     exact = [row for row in rows if row["filter"] == "exact-duplicate"]
     assert len(exact) == 1 and exact[0]["score"] == exact[0]["threshold"] == 1.0
     assert exact[0]["detail"] == f"survivor={ids[5]} same-content-as={ids[kept_twin]}"
+    # what is equal stays known though both went for a near one
+    assert [rows.tolist() for rows in found.equal] == [[3 - kept_twin], [kept_twin]]
 
 
 def test_clusters_are_largest_first_with_places(tmp_path: Path, shards: list[Path]) -> None:

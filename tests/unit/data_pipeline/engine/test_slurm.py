@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,11 @@ class Cluster:
             path.write_text(STUB.format(python=sys.executable, root=str(root)))
             path.chmod(0o755)
 
+    def release(self) -> None:
+        """Lets everything go on that waits."""
+        for state in ("hold", "mute", "slow"):
+            (self.root / state).unlink(missing_ok=True)
+
     def calls(self, program: str) -> list[str]:
         return [line for line in (self.root / "log").read_text().splitlines() if line.startswith(program)]
 
@@ -128,13 +133,14 @@ def silent(line: str) -> None:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     it = Cluster(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{it.root / 'tools'}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")  # the build itself may run in a job
     monkeypatch.setenv("SQUEUE_STATES", "RUNNING")  # a user's own, which would hide what waits
     monkeypatch.chdir(ROOT)  # whence the tasks' interpreters find the tests
-    return it
+    yield it
+    it.release()
 
 
 def test_numbers_are_compressed_as_sbatch_reads_them() -> None:
@@ -215,9 +221,9 @@ def finish(cluster: Cluster, sample: Stage, tmp_path: Path, *before: str) -> Non
 
     def log(line: str) -> None:
         said.append(line)
+        assert not line.startswith("sample: SLURM job"), "a second array was submitted"
         if "waiting for SLURM job" in line:
-            for state in ("hold", "mute", "slow"):
-                (cluster.root / state).unlink(missing_ok=True)
+            cluster.release()
 
     folder = SlurmExecutor((), 0, poll_s=0.05).run(sample, tmp_path, log)
     assert said == [*before, "sample: waiting for SLURM job 100 of an earlier run"]

@@ -254,10 +254,17 @@ def test_bad_share_of_a_source_stops_the_build(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         check_bad_fraction(sources, folder, count, 0.01)
     message = str(caught.value)
-    assert message.startswith("Source b: 4 of 9 documents are unusable (44.44%, more than data.max_bad_fraction 0.01)")
+    assert message.startswith("Source b: 4 of 9 documents are unusable, 44.44% of all, more than data.max_bad_fraction 0.01")
     assert "b/y.jsonl:6 (broken-json" in message and "b/y.jsonl:8 (wrong-schema" in message
     assert "b/y.jsonl:9" not in message and message.endswith("or raise data.max_bad_fraction.")
     check_bad_fraction(sources, folder, count, 0.5)
+
+
+def test_one_line_may_be_most_of_a_source(tmp_path: Path) -> None:
+    write(tmp_path, a__x_jsonl=GOOD * 199 + b'{"text": "' + b"x" * 200_000 + b'"}\n')
+    sources, folder, count = ingest(tmp_path, max_line_mb=0.1)
+    with pytest.raises(DataError, match=r"1 of 200 documents are unusable, \d\d\.\d\d% of its bytes"):
+        check_bad_fraction(sources, folder, count, 0.01)
 
 
 def test_one_damaged_file_counts_with_its_bytes(tmp_path: Path) -> None:
@@ -265,7 +272,7 @@ def test_one_damaged_file_counts_with_its_bytes(tmp_path: Path) -> None:
     torn = gzip.compress(b"".join(b'{"text": "%s"}\n' % os.urandom(20).hex().encode() for _ in range(500)))[:2000]
     write(tmp_path, a_jsonl=GOOD * 1000, b_jsonl_gz=torn)
     sources, folder, count = ingest(tmp_path)
-    with pytest.raises(DataError, match=r"10\.\d+%, more than.*b\.jsonl\.gz:\d+ \(damaged-compression"):
+    with pytest.raises(DataError, match=r"10\.\d+% of its bytes, more than.*b\.jsonl\.gz:\d+ \(damaged-compression"):
         check_bad_fraction(sources, folder, count, 0.05)
 
 

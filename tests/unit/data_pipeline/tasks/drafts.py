@@ -13,14 +13,15 @@ import numpy as np
 from data_pipeline.documents import Document, Part, plain
 from data_pipeline.pack.indexed import IndexedWriter
 from data_pipeline.pack.records import RecordWriter
-from data_pipeline.provenance import FILE, Provenance, write_provenance
+from data_pipeline.provenance import FOREVER, ROW, UNDATED, Provenance
+from data_pipeline.tasks.text import PROVENANCE
 from data_pipeline.tokenise.encode import encode_document
 from refractor_megatron.distinction.roles import ROLE_ID, MaskBit, RecordPolicy
 from refractor_megatron.tokenizer import Tokenizer, train_tokenizer
 
 _SYLLABLES = ("wa", "li", "xo", "que", "ny", "hur", "jet", "cam", "yol", "wick", "sha", "chon")
 TRAIN, HELDOUT = 90, 30
-#: Training documents: not to be copied, with a restricted message, longer than any stage.
+#: Documents: not to be copied, with a restricted message, of training text longer than any stage.
 FORBIDDEN, RESTRICTED, LONG = 3, 4, 5
 
 
@@ -43,7 +44,7 @@ def documents(split: str) -> list[Document]:
     """The split's documents; the odd ones are of source "b"."""
     made = []
     for number in range(TRAIN if split == "train" else HELDOUT):
-        policy = RecordPolicy(0) if split == "train" and number == FORBIDDEN else RecordPolicy.ALLOW_COPY
+        policy = RecordPolicy(0) if number == FORBIDDEN else RecordPolicy.ALLOW_COPY
         provenance = Provenance(source="ab"[number % 2], policy=policy)
         if number % 15 == RESTRICTED:
             made.append(_conversation(split, number, provenance))
@@ -72,7 +73,7 @@ def _conversation(split: str, number: int, provenance: Provenance) -> Document:
 
 
 def write_draft(folder: Path) -> Tokenizer:
-    """Writes ``train.*``, ``heldout.*`` and ``provenance.npy``; returns the tokenizer."""
+    """Writes ``train.*``, ``heldout.*`` and their tables of provenance; returns the tokenizer."""
     splits = {split: documents(split) for split in ("train", "heldout")}
     texts = [part.data for part in (p for one in splits["train"] for p in one.parts)]
     tokenizer = train_tokenizer([*texts, b"Remember: the code of one is 123456.\n" * 20], 700)
@@ -84,7 +85,10 @@ def write_draft(folder: Path) -> Tokenizer:
             records.add(encoded.spans)
         tokens.close()
         records.close()
-    write_provenance(folder / FILE, [("none", one.provenance) for one in splits["train"]])
+        rows = [
+            ("ab".index(one.provenance.source or ""), UNDATED, 1.0, int(one.provenance.policy), FOREVER) for one in made
+        ]
+        np.save(folder / PROVENANCE[split], np.array(rows, dtype=ROW))
     tokenizer.save(folder / "tokenizer.json")
     return tokenizer
 
@@ -94,8 +98,7 @@ def forbidden_words(split: str) -> list[bytes]:
     other = "heldout" if split == "train" else "train"
     count = HELDOUT if other == "heldout" else TRAIN
     marks = [_mark(other, number).encode() for number in range(count)]
-    own = [_mark(split, FORBIDDEN).encode()] if split == "train" else []
-    return [*marks, *own, b"secret"]
+    return [*marks, _mark(split, FORBIDDEN).encode(), b"secret"]
 
 
 def positions(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:

@@ -153,6 +153,25 @@ def test_the_answer_stands_anywhere_among_the_records(made: MadeTasks) -> None:
     assert 0.35 < place.mean() < 0.65 and {0.0, 1.0} <= set(place.tolist())
 
 
+def test_the_index_excludes_by_text_and_is_the_same_where_documents_are_texts(made: MadeTasks) -> None:
+    vocabulary = Vocabulary(made.tokenizer)
+    count = len(read_text(made.folder, "train", vocabulary).whole)
+    draw = np.random.default_rng(3).integers(0, 20, count)
+    text = read_text(made.folder, "train", vocabulary, draw)
+    library = build_library(text, 32, made.tokenizer.vocab_size, SEED)
+    plain = _library(made, "train", 32)
+    records = library.index.records
+    assert sorted(records["start"].tolist()) == plain.index.records["start"].tolist()
+    document = np.searchsorted(text.data.starts, records["start"], side="right") - 1
+    assert np.array_equal(records["document"], draw[document])
+    assert (np.lexsort((records["start"], records["document"])) == np.arange(len(records))).all()
+    assert ((records["start"] - library.run_start) % 32 == 0).all() and (library.run_start <= records["start"]).all()
+    same = np.searchsorted(plain.index.records["start"], records["start"])
+    assert np.array_equal(library.index.vectors, plain.index.vectors[same])
+    found = library.search(np.arange(0, len(library), 7), 8)
+    assert (records["document"][found.ids] != records["document"][::7][:, None])[found.ids >= 0].all()
+
+
 def test_the_index_is_bounded_and_its_sample_a_function_of_the_seed(made: MadeTasks) -> None:
     whole, part, again = (_library(made, "train", 32, limit) for limit in (1 << 16, 50, 50))
     assert len(whole) == whole.chunks == part.chunks > 50 and len(part) == 50

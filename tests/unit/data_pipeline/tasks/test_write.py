@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def test_budgets_are_met_and_what_cannot_be_is_said(made: MadeTasks) -> None:
                 assert wanted <= one["tokens"] < wanted + length + 1
                 assert one["documents"] == sum(one["kinds"].values())
     assert any("stage 256: 0 long-range tasks" in line and "window of 256" in line for line in made.log)
+    assert sum("1 documents may not be copied" in line for line in made.log) == 2
     for one in made.result["tasks-heldout"]["stages"]:
         assert one["documents"] <= EVALUATION
 
@@ -130,12 +132,50 @@ def test_more_than_the_text_gives_is_not_made_up(draft: tuple[Path, Tokenizer], 
     assert sum("the text gives no more" in line for line in log) == 2
 
 
-def test_missing_provenance_is_an_error(draft: tuple[Path, Tokenizer], tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["provenance.npy", "provenance-heldout.npy"])
+def test_missing_provenance_is_an_error(draft: tuple[Path, Tokenizer], tmp_path: Path, missing: str) -> None:
+    """Also of held-out text: taken for free to copy, it would be quoted against its owner's word."""
     for file in draft[0].glob("*.???"):
-        if file.name != "provenance.npy" and not file.name.startswith("tasks"):
+        if file.name != missing and not file.name.startswith("tasks"):
             shutil.copy(file, tmp_path)
-    with pytest.raises(DataError, match=r"provenance\.npy"):
+    with pytest.raises(DataError, match=f"has no {re.escape(missing)}"):
         generate(tmp_path, draft[1], OPTIONS, (2048,), {2048: (10, 10)}, 7, print)
+
+
+@pytest.mark.parametrize(("name", "split"), BOTH)
+def test_each_stage_says_how_much_text_it_quotes(made: MadeTasks, name: str, split: str) -> None:
+    tasks, data = made.tasks(name), read_indexed(made.folder / split)
+    for one in made.result[name]["stages"]:
+        retrieval = one["family"] == "retrieval"
+        quoted = np.zeros(len(data.tokens), dtype=np.int64)
+        for task in tasks:
+            if task.row["stage"] == one["stage"] and (task.row["kind"] < Kind.NEEDLE) == retrieval:
+                for origin in task.origins:
+                    quoted[origin["start"] :][: origin["length"]] += 1
+        assert (one["copied_tokens"], one["copied_distinct"]) == (quoted.sum(), np.count_nonzero(quoted))
+    assert any(one["copied_tokens"] > one["copied_distinct"] > 0 for one in made.result["tasks"]["stages"])
+
+
+def test_parts_of_one_text_are_no_records_of_each_other(draft: tuple[Path, Tokenizer], tmp_path: Path) -> None:
+    """Documents are of one topic where their numbers mod 6 are equal: without groups they are neighbours."""
+    for file in draft[0].glob("[thp]*"):
+        if not file.name.startswith("tasks"):
+            shutil.copy(file, tmp_path)
+    counts = {split: len(read_indexed(tmp_path / split).starts) - 1 for _, split in BOTH}
+    groups = {split: np.arange(counts[split]) % texts for split, texts in (("train", 30), ("heldout", 12))}
+    options, nothing = Tasks(retrieval=0.1, window=256), [].append
+    alone = generate(tmp_path, draft[1], options, (1024,), {1024: (60_000, 0)}, 7, nothing)
+    whose = {name: np.load(tmp_path / f"{name}-origins.npy") for name, _ in BOTH}
+    generate(tmp_path, draft[1], options, (1024,), {1024: (60_000, 0)}, 7, nothing, groups)
+    assert alone["tasks"]["documents"] > 50
+    for name, split in BOTH:
+        for origins, exclusive in ((whose[name], False), (np.load(tmp_path / f"{name}-origins.npy"), True)):
+            assert len(origins) > 50
+            apart = []
+            for task in np.unique(origins["task"]):
+                shown = np.unique(origins["document"][origins["task"] == task])
+                apart.append(len(np.unique(groups[split][shown])) == len(shown))
+            assert all(apart) == exclusive, name
 
 
 def test_messages_are_encoded_as_documents_are(draft: tuple[Path, Tokenizer]) -> None:
