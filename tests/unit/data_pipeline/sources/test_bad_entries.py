@@ -254,7 +254,9 @@ def test_bad_share_of_a_source_stops_the_build(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         check_bad_fraction(sources, folder, count, 0.01)
     message = str(caught.value)
-    assert message.startswith("Source b: 4 of 9 documents are unusable, 44.44% of all, more than data.max_bad_fraction 0.01")
+    assert message.startswith(
+        "Source b: 4 of 9 documents are unusable, 44.44% of all, more than data.max_bad_fraction 0.01"
+    )
     assert "b/y.jsonl:6 (broken-json" in message and "b/y.jsonl:8 (wrong-schema" in message
     assert "b/y.jsonl:9" not in message and message.endswith("or raise data.max_bad_fraction.")
     check_bad_fraction(sources, folder, count, 0.5)
