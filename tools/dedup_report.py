@@ -168,7 +168,8 @@ def datatrove(part: dict[str, Any]) -> str:
     for key, count in sorted(part["reasons"].items()):
         side, _, reason = key.partition(": ")
         rows.append([side, str(count), REASONS[reason], examples(part["differing"], side, reason)])
-    note = "\nIndices: the highest to any other document, by our words / by datatrove's. Every differing document is in the JSON file.\n"
+    note = "\nIndices: the highest to any other document, by our words / by datatrove's. "
+    note += "Every differing document is in the JSON file.\n"
     return "## Beside datatrove\n\n" + text + "\n" + table(["kept by", "documents", "why", "such as"], rows) + note
 
 
