@@ -59,6 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OutputError.exit_code
 
 
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """The arguments; overrides may stand anywhere among the flags (argparse takes one group of them)."""
+    args, extra = parser.parse_known_args(arguments)
+    unknown = [word for word in extra if word.startswith("-") or "=" not in word or not hasattr(args, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if extra:
+        args.overrides = [*args.overrides, *extra]
+    return args
+
+
 def _drop_output() -> None:
     """What is still buffered goes nowhere, so that Python's own flush at exit cannot fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,7 +90,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         else:
             for name, (_, text) in COMMANDS.items():
                 subparsers.add_parser(name, help=text)
-        args = parser.parse_args(arguments)
+        args = _parse(parser, arguments)
         code: int = args.run(args)
         return code
     except RefractorError as error:

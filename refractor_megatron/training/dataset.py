@@ -126,7 +126,7 @@ def _of_run(stream: S, data: dict[str, Any]) -> S:
 def add_corpus_flags(parser: argparse.ArgumentParser, preset: str) -> None:
     """The flags that choose configuration and text: ``--preset --corpus --data-root`` and Hydra overrides."""
     parser.add_argument("--preset", default=preset, help=f"experiment preset (default: {preset})")
-    parser.add_argument("--corpus", type=Path, help="folder or file of .txt .md .jsonl[.zst|.gz] .parquet")
+    parser.add_argument("--corpus", type=Path, help="folder or file of .txt .md .rst .html .jsonl[.zst|.gz] .parquet")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder of built datasets (default: data)")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json to encode with (default: train one on the text)")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. train.optimizer.lr=1e-3")

@@ -1,9 +1,15 @@
-"""The command line itself: what it does when its output cannot be written."""
+"""The command line itself: outputs that cannot be written, overrides among flags."""
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from refractor_megatron.cli import main
 
 COMMAND = [sys.executable, "-m", "refractor_megatron.cli", "masks", "check", "--preset", "nano"]
 
@@ -21,3 +27,21 @@ def test_a_reader_that_leaves_is_no_mistake() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+def test_overrides_may_stand_anywhere_and_only_what_is_wrong_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def build(args: argparse.Namespace) -> int:
+        seen.append(args.overrides)
+        return 0
+
+    monkeypatch.setattr("refractor_megatron.training.dataset.build_dataset", build)
+    words = ["data", "build", "data.max_mb=1", "--corpus", str(tmp_path), "data.seed=3", "--preset", "nano", "a.b=c"]
+    assert main(words) == 0 and seen == [["data.max_mb=1", "data.seed=3", "a.b=c"]]
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--out-root", "x"])
+    assert end.value.code == 2
+    assert "unrecognized arguments: --out-root x" in capsys.readouterr().err
