@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from data_pipeline.dedup.exact import exact_survivors
 from data_pipeline.documents import PART_BYTES
 from data_pipeline.engine.arrays import Saved, save_arrays
 from data_pipeline.engine.tasks import Executor, Stage, task_folder
-from data_pipeline.filters.audit import AuditRow
+from data_pipeline.filters.audit import AuditRow, counts
 from data_pipeline.options import Options
 from data_pipeline.progress import Log
 from data_pipeline.receipts.ledger import Ledger
@@ -144,13 +143,13 @@ class Pipeline:
             bands = perplexity_bands(values[keep], languages[keep], options.perplexity_low, options.perplexity_high)
         self.perplexities, self.bands = perplexities or [], bands or {}
         rules = chosen_rules(options.rules_on, options.rules_off, thresholds_of(options.thresholds))
-        passed = np.ones(len(catalogue), dtype=np.bool_)
+        passed, rows = np.ones(len(catalogue), dtype=np.bool_), list[AuditRow]()
         for number, signals in enumerate(self.signals):
             decision = decide(signals, None if perplexities is None else perplexities[number], bands, options, rules)
             passed[catalogue.first[number] : catalogue.first[number + 1]] = decision.keep
-            self.audit.extend(decision.rows)
-        reasons = Counter(row.rule for row in self.audit)
-        return self._drop(keep, "filters", ~passed, dict(reasons))
+            rows.extend(decision.rows)
+        self.audit.extend(rows)
+        return self._drop(keep, "filters", ~passed, counts(rows))
 
     def _perplexities(self, catalogue: Catalogue) -> list[npt.NDArray[Any]]:
         from data_pipeline.filters.perplexity import SAMPLE_BYTES

@@ -13,8 +13,6 @@ from data_pipeline.documents import Document, Part
 from data_pipeline.filters.audit import AuditRow, write_audit
 from data_pipeline.shards import SCHEMA, Shard, parts_of, write_batch
 
-PII_RULE = "pii-scrub/1"
-
 
 def refine_task(params: dict[str, Any], index: int, out: Path) -> None:
     """Writes ``00000.arrow``, ``rows.npy`` (rows of the shard that it holds) and ``audit.parquet``.
@@ -84,6 +82,8 @@ def _scrubbed(document: Document) -> tuple[Document, dict[str, int]]:
 
 
 def _audit_row(shard: Shard, row: int, counts: dict[str, int]) -> AuditRow:
+    from data_pipeline.filters.pii import RULE_NAMES
+
     return AuditRow(
         id=shard.ids[row].tobytes().hex(),
         source=int(shard.numbers("source")[row]),
@@ -91,7 +91,7 @@ def _audit_row(shard: Shard, row: int, counts: dict[str, int]) -> AuditRow:
         filter="pii",
         score=float(sum(counts.values())),
         threshold=0.0,
-        rule=PII_RULE,
+        rule=", ".join(RULE_NAMES[kind] for kind in sorted(counts)),
         detail=", ".join(f"{kind} {count}" for kind, count in sorted(counts.items())),
     )
 

@@ -16,7 +16,6 @@ from data_pipeline.filters.pii_rules import RULES, Rule, Span
 #: Kinds counted, in the order of report columns.
 KINDS: Final = ("email", "ip", "phone", "card", "key")
 #: Placeholder of each kind. Plain text: a tokenizer encodes it as such, it is never a special token.
-PLACEHOLDERS: Final = {rule.kind: rule.placeholder for rule in RULES}
 #: Versioned rule of each kind, for audit rows.
 RULE_NAMES: Final = {rule.kind: rule.name for rule in RULES}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.pack.header import read_header
 from refractor_megatron.errors import DataError
 
 _MAGIC = b"RFRCPCK\x00"
@@ -90,15 +91,7 @@ def read_packed(path: Path) -> Packed:
 
     Raises ``DataError`` if it is missing, truncated, or holds a sequence that is not full or a piece outside its store.
     """
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(_HEADER.size)
-        size = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"Cannot read {path} ({error.strerror}); build the dataset again.") from error
-    if len(head) < _HEADER.size or head[:8] != _MAGIC:
-        raise DataError(f"{path} is not a packed stage; build the dataset again.")
-    _, version, stores, capacity, sequences, pieces, domains = _HEADER.unpack(head)
+    (version, stores, capacity, sequences, pieces, domains), size = read_header(path, _HEADER, _MAGIC, "packed stage")
     if version != VERSION:
         raise DataError(f"{path} has pack format version {version}, this code reads {VERSION}; build it again.")
     if size != _HEADER.size + 8 * (stores + 2 * domains + sequences + 1 + 3 * pieces):

@@ -18,6 +18,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.pack.header import read_header
 from refractor_megatron.errors import DataError
 
 _MAGIC = b"RFRCREC\x00"
@@ -83,15 +84,7 @@ class Records:
 def read_records(prefix: Path) -> Records:
     """Opens ``<prefix>.rec`` by memory map. Raises ``DataError`` if it is missing, truncated or inconsistent."""
     path = prefix.with_suffix(".rec")
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(_HEADER.size)
-        size = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"Cannot read {path} ({error.strerror}); build the dataset again.") from error
-    if len(head) < _HEADER.size or head[:8] != _MAGIC:
-        raise DataError(f"{path} is not a record file; build the dataset again.")
-    _, version, _, documents, tokens, count = _HEADER.unpack(head)
+    (version, _, documents, tokens, count), size = read_header(path, _HEADER, _MAGIC, "record file")
     if version != VERSION:
         raise DataError(
             f"{path} has record format version {version}, this code reads {VERSION}; build the dataset again."

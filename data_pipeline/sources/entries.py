@@ -124,7 +124,7 @@ def _read_jsonl(path: Path, file: int, reading: Reading, rules: Rules) -> Iterat
         try:
             for number, line, bad in bounded_lines(open_stream(path, raw), reading.max_line):
                 if bad is not None:
-                    reading.counts["lost_bytes"] += bad.size
+                    reading.counts["long_bytes"] += bad.size
                     yield bad.at(file, number, line)
                 elif line.strip():
                     yield from entries.line(line, number)

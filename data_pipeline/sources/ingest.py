@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 QUARANTINE = "quarantine.jsonl"
 LEDGER = "ledger.json"
 #: Raise when the same sources would give other shards.
-VERSION = 2
+VERSION = 3
 _SHOWN = 3
 
 Ledger = dict[str, Any]
@@ -88,6 +88,7 @@ def ingest_task(params: dict[str, Any], index: int, out: Path) -> None:
         "cut_parts": reading.counts["cut_parts"],
         "bytes": counts["bytes"],
         "lost_bytes": reading.counts["lost_bytes"],
+        "long_bytes": reading.counts["long_bytes"],
         "shards": shards,
     }
     (out / LEDGER).write_text(json.dumps(ledger, indent=1, sort_keys=True) + "\n")
@@ -137,7 +138,9 @@ def bad_share(source: Source, ledgers: Sequence[Ledger]) -> tuple[int, float, bo
     read = sum(ledger["in"] for ledger in ledgers)
     lost = sum(ledger["lost_bytes"] for ledger in ledgers)
     size = sum(entry["bytes"] for entry in source.files)
-    by_number, by_size = bad / max(read, 1), lost / max(size, 1)
+    long = sum(ledger["long_bytes"] for ledger in ledgers)  # of entries that are too long, uncompressed like the text
+    text = sum(ledger["bytes"] for ledger in ledgers)
+    by_number, by_size = bad / max(read, 1), max(lost / max(size, 1), long / max(long + text, 1))
     return bad, max(by_number, by_size), by_size > by_number
 
 

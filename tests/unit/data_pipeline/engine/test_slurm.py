@@ -371,7 +371,7 @@ def test_arguments_of_ours_are_refused(cluster: Cluster, argument: str) -> None:
 
 @pytest.mark.parametrize("argument", ["--account=x", "-p", "cpu", "-A", "--oversubscribe", "--wckey=w"])
 def test_arguments_of_the_users_pass(cluster: Cluster, argument: str) -> None:
-    executor(0, argument)
+    assert isinstance(executor(0, argument), SlurmExecutor)
 
 
 def test_without_slurm_it_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
